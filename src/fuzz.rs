@@ -26,8 +26,8 @@ pub fn crash_file(bytes: &[u8]) {
 /// A response to a flag request, from PostHog or from anything that answers in its place.
 pub fn flags_answer(bytes: &[u8]) {
     if let Ok(reply) = crate::flags::remote::read(bytes) {
-        assert!(reply.unreadable.is_empty() || reply.answer.has_errors, "a lost flag is reported as an error");
-        assert!(reply.answer.flags.is_empty() || !reply.answer.is_quota_limited, "without quota no flag is evaluated");
+        assert!(reply.unreadable.is_empty() || reply.has_errors, "a lost flag is reported as an error");
+        assert!(reply.flags.is_empty() || !reply.is_quota_limited, "without quota no flag is evaluated");
     }
 }
 

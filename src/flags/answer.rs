@@ -168,6 +168,13 @@ pub(crate) struct Evaluated {
     pub(crate) is_local: bool,
 }
 
+impl Evaluated {
+    /// A flag of which only the value is known.
+    pub(crate) fn of(value: FlagValue) -> Self {
+        Self { value, payload: None, id: None, version: None, reason: None, has_experiment: None, is_local: false }
+    }
+}
+
 /// What is known of the requested flags. A flag that `flags` does not contain has no value.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Answer {
@@ -176,8 +183,10 @@ pub(crate) struct Answer {
     pub(crate) request_id: Option<String>,
     /// When PostHog evaluated the flags, in milliseconds since 1970.
     pub(crate) evaluated_at: Option<i64>,
-    /// PostHog could not evaluate all flags.
+    /// PostHog could not evaluate all flags, or some of them cannot be read.
     pub(crate) has_errors: bool,
+    /// The first keys of flags in PostHog's response that cannot be read, shortened if they are long.
+    pub(crate) unreadable: Vec<String>,
     /// PostHog evaluated no flags because the quota is exceeded.
     pub(crate) is_quota_limited: bool,
     /// Why the request to PostHog failed. The values are then older ones or were evaluated locally.
@@ -247,6 +256,7 @@ pub(crate) fn merge(local: BTreeMap<String, Evaluated>, remote: &Answer, keys: O
         request_id: remote.request_id.clone(),
         evaluated_at: remote.evaluated_at,
         has_errors: remote.has_errors,
+        unreadable: Vec::new(),
         is_quota_limited: remote.is_quota_limited,
         failure: remote.failure.clone(),
         wants_minimal_events: remote.wants_minimal_events,
@@ -263,15 +273,7 @@ mod tests {
     use super::*;
 
     fn flags(pairs: &[(&str, &str)], is_local: bool) -> BTreeMap<String, Evaluated> {
-        let evaluated = |variant: &str| Evaluated {
-            value: variant.into(),
-            payload: None,
-            id: None,
-            version: None,
-            reason: None,
-            has_experiment: None,
-            is_local,
-        };
+        let evaluated = |variant: &str| Evaluated { is_local, ..Evaluated::of(variant.into()) };
         pairs.iter().map(|(key, variant)| ((*key).to_owned(), evaluated(variant))).collect()
     }
 

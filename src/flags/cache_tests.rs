@@ -41,15 +41,7 @@ impl Fixture {
 }
 
 fn answer(flags: &[(&str, &str)]) -> Answer {
-    let evaluated = |variant: &str| Evaluated {
-        value: variant.into(),
-        payload: None,
-        id: None,
-        version: None,
-        reason: None,
-        has_experiment: None,
-        is_local: false,
-    };
+    let evaluated = |variant: &str| Evaluated::of(variant.into());
     Answer { flags: flags.iter().map(|(key, value)| ((*key).into(), evaluated(value))).collect(), ..Answer::default() }
 }
 

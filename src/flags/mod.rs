@@ -51,11 +51,10 @@ pub(crate) use cache::{FlagCache, Waiter};
 pub(crate) use called::CalledTracker;
 pub use context::FlagContext;
 pub(crate) use context::Overrides;
-pub(crate) use loader::LoadedFlags;
 pub use loader::{
     AsyncFlagDefinitionProvider, FlagDefinitionProvider, FlagDefinitions, FlagDefinitionsError, FlagDefinitionsState,
     ProviderError, ProviderFuture,
 };
 pub use local::{LocalFlags, LocalValue, ParseFlagsError};
 pub(crate) use missing::{Generation, MissingKeys};
-pub(crate) use remote::{Question, RemoteFlags, RemoteOptions};
+pub(crate) use remote::{RemoteFlags, RemoteOptions};

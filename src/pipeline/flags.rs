@@ -11,9 +11,9 @@ use std::time::Duration;
 use super::committer::Committer;
 use super::options::Lane;
 use super::{Pipeline, PipelineOptions, threads};
-use crate::flags::loader::{self, Keep, Loader, LoaderParts};
+use crate::flags::loader::{self, Loader, LoaderParts};
 use crate::flags::remote::Done;
-use crate::flags::{Failure, Question, RemoteFlags};
+use crate::flags::{Failure, FlagContext, RemoteFlags};
 use crate::queue::Queue;
 use crate::report::Diagnostic;
 use crate::sys::reentry;
@@ -38,12 +38,14 @@ pub(super) fn remote_flags(options: &PipelineOptions, http: Arc<dyn Http>) -> Ar
 
 impl Pipeline {
     /// Requests flag values, see [`RemoteFlags::request`]. A forked child sends nothing.
-    pub(crate) fn request_flags(&self, question: Question, done: Done) {
+    pub(crate) fn request_flags(&self, context: FlagContext, done: Done) {
         if self.is_forked() {
             _ = reentry::caught(|| done(Err(Failure::Closed)));
             return;
         }
-        self.remote_flags.request(question, done, |task| _ = self.spawn(task));
+        if let Some(task) = self.remote_flags.request(context, done) {
+            self.spawn(task);
+        }
     }
 
     /// The loader of definitions. `None` if the program configured no source.
@@ -101,12 +103,8 @@ impl Committer {
         if pipeline.shard.is_volatile() {
             return;
         }
-        let content = match &keep {
-            Keep::These(bytes) => Some(bytes.as_slice()),
-            Keep::Nothing => None,
-        };
-        let kept = if pipeline.has_space_to_keep(content.map_or(0, <[u8]>::len)) {
-            pipeline.shard.put_meta(META_NAME, content).map_err(|error| error.to_string())
+        let kept = if pipeline.has_space_to_keep(keep.as_ref().map_or(0, Vec::len)) {
+            pipeline.shard.put_meta(META_NAME, keep.as_deref()).map_err(|error| error.to_string())
         } else {
             Err("the disk does not have enough free space above Config::min_free_space".to_owned())
         };

@@ -10,7 +10,7 @@ use sink::{Answer as Says, FlagRoute, Sink};
 use super::Pipeline;
 use crate::client::Client;
 use crate::config::{Config, FlagsProtocol};
-use crate::flags::{Answer, Failure, FlagDefinitionsError, Question};
+use crate::flags::{Answer, Failure, FlagContext, FlagDefinitionsError};
 use crate::report::Diagnostic;
 use crate::sys::limits::{FLAG_REQUESTS_AT_ONCE, FLAG_REQUESTS_MOST};
 use crate::transport::{Http, Pending, Request};
@@ -37,17 +37,17 @@ fn fixture(configure: impl FnOnce(Config) -> Config) -> Fixture {
 impl Fixture {
     fn ask(&self) -> Receiver<Answered> {
         let (sender, answer) = mpsc::channel();
-        let question = Question { distinct_id: "user_1".into(), ..Question::default() };
+        let context = FlagContext::new("user_1");
         // A second result would panic, because the receiver is gone after the first.
-        self.pipeline.request_flags(question, Box::new(move |answer| sender.send(answer).unwrap()));
+        self.pipeline.request_flags(context, Box::new(move |answer| sender.send(answer).unwrap()));
         answer
     }
 
     /// Sends a request even during an outage.
     fn asked_again(&self) -> Answered {
         let (sender, answer) = mpsc::channel();
-        let question = Question { distinct_id: "user_1".into(), insists: true, ..Question::default() };
-        self.pipeline.request_flags(question, Box::new(move |answer| sender.send(answer).unwrap()));
+        let context = FlagContext::new("user_1").ask_posthog(true);
+        self.pipeline.request_flags(context, Box::new(move |answer| sender.send(answer).unwrap()));
         answer.recv_timeout(LONG).unwrap()
     }
 
@@ -155,7 +155,7 @@ fn a_closing_client_answers_open_and_new_requests_at_once() {
 fn a_panic_in_a_callback_affects_no_other_request() {
     let fixture = fixture(|config| config);
     for _ in 0..3 {
-        fixture.pipeline.request_flags(Question::default(), Box::new(|_| panic!("in a callback")));
+        fixture.pipeline.request_flags(FlagContext::new(""), Box::new(|_| panic!("in a callback")));
         assert_eq!(fixture.asked(), Ok(Answer::default()));
     }
 }

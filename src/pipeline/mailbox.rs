@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use super::outcomes::Awaited;
 use super::pending::Promise;
 use super::shared::lock;
-use crate::flags::loader::Keep;
 use crate::queue::Totals;
 use crate::report::{DeadLetterError, EndpointStatus, FlushReport, ShutdownReport};
 
@@ -33,8 +32,8 @@ pub(super) struct Commands {
     pub(super) awaited: Vec<Awaited>,
     /// Retry or discard dead letters, and promise the number affected.
     pub(super) dead: Vec<(DeadLetterAction, Promise<Result<u64, DeadLetterError>>)>,
-    /// Flag definitions to be stored for the next process.
-    pub(super) definitions: Option<Keep>,
+    /// Flag definitions to be stored for the next process; `Some(None)` removes those that are stored.
+    pub(super) definitions: Option<Option<Vec<u8>>>,
     /// The loader of flag definitions has ended, and the program's provider was shut down.
     pub(super) loading_ended: bool,
     /// Deadline of delivery in a shutdown. Set after intake has ended.

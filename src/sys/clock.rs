@@ -63,6 +63,15 @@ impl Clock {
             Clock::Still(still) => still.reached(still.now() + time).await,
         }
     }
+
+    /// The result of `task`, or `None` after `most`. A result that arrives together with the bound counts.
+    pub(crate) async fn within<T>(&self, most: Duration, task: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            result = task => Some(result),
+            () = self.sleep(most) => None,
+        }
+    }
 }
 
 /// A clock that stands still until it is moved.

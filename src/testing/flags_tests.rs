@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{Answer, Harness, Route};
 use crate::Config;
-use crate::flags::{self, Failure, Question};
+use crate::flags::{self, Failure, FlagContext};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -19,9 +19,9 @@ fn harness(configure: impl FnOnce(Config) -> Config) -> Harness {
 
 fn ask(harness: &Harness) -> Receiver<Answered> {
     let (sender, answer) = mpsc::channel();
-    let question = Question { distinct_id: "user_1".into(), ..Question::default() };
+    let context = FlagContext::new("user_1");
     let pipeline = harness.client().pipeline().unwrap();
-    pipeline.request_flags(question, Box::new(move |answer| sender.send(answer).unwrap()));
+    pipeline.request_flags(context, Box::new(move |answer| sender.send(answer).unwrap()));
     harness.settle();
     answer
 }

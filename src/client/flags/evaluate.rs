@@ -14,8 +14,7 @@ use super::super::{Client, Shared};
 use super::snapshot::{FeatureFlags, FlagsProblem};
 use crate::context;
 use crate::flags::{
-    Answer, Evaluated, Failure, FlagCache, FlagContext, FlagValue, Generation, InconclusiveReason, LoadedFlags,
-    Question, Waiter, merge,
+    Answer, Evaluated, Failure, FlagCache, FlagContext, FlagValue, Generation, InconclusiveReason, Waiter, merge,
 };
 use crate::pipeline::pending::{Unanswered, plain_pending_values};
 use crate::pipeline::{Pending, Pipeline, pending};
@@ -299,7 +298,7 @@ impl Shared {
     /// Requests undecided flags from PostHog, through the cache.
     fn request(self: &Arc<Self>, pipeline: &Pipeline, context: FlagContext, local: Local, then: Then) {
         let (client, is_remote) = (Arc::downgrade(self), context.is_remote);
-        let (question, unknown, generation) = (question(&context), local.unknown.clone(), local.generation);
+        let (unknown, generation) = (local.unknown, local.generation);
         let requested = context.clone();
         let waiter: Waiter = Box::new(move |answer| {
             // A caller that requested PostHog's values gets local ones only if the request failed.
@@ -322,7 +321,7 @@ impl Shared {
             }
             in_flight.finish(result);
         };
-        pipeline.request_flags(question, Box::new(finish));
+        pipeline.request_flags(requested, Box::new(finish));
     }
 
     /// Adds the defaults and overrides to a context. `Err`: no flag has a value, and why (`None` if no flags were
@@ -378,15 +377,15 @@ impl Local {
         let Some(loader) = pipeline.definitions() else { return Self::default() };
         // Read before the definitions: an older generation with newer definitions is harmless, the opposite is not.
         let generation = shared.flags.missing.generation(loader.generation());
-        let Some(LoadedFlags { flags: definitions, .. }) = loader.current() else { return Self::default() };
+        let Some(loaded) = loader.current() else { return Self::default() };
         let now = pipeline.options().clock.wall_nanos();
         let mut local = Self {
             is_complete: true,
             generation: Some(generation),
-            wants_minimal_events: definitions.wants_minimal_events(),
+            wants_minimal_events: loaded.flags.wants_minimal_events(),
             ..Self::default()
         };
-        for (key, result) in definitions.evaluate_all(context, now) {
+        for (key, result) in loaded.flags.evaluate_all(context, now) {
             match result {
                 Ok(flag) => drop(local.flags.insert(key, flag)),
                 // If a request is made for other flags anyway, it includes these: they may exist by now.
@@ -405,19 +404,6 @@ impl Local {
     fn snapshot(self, remote: &Answer, context: FlagContext, shared: &Arc<Shared>) -> FeatureFlags {
         let merged = merge(self.flags, remote, context.flag_keys.as_deref());
         FeatureFlags::new(merged, context, Arc::downgrade(shared), self.wants_minimal_events)
-    }
-}
-
-fn question(context: &FlagContext) -> Question {
-    Question {
-        distinct_id: context.distinct_id.clone().unwrap_or_default(),
-        device_id: context.device_id.clone(),
-        groups: context.groups.clone(),
-        person_properties: context.person_properties.clone(),
-        group_properties: context.group_properties.clone(),
-        disable_geoip: context.disable_geoip == Some(true),
-        flag_keys: context.flag_keys.clone(),
-        insists: context.is_remote,
     }
 }
 

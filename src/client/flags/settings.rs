@@ -163,7 +163,7 @@ impl Client {
     /// [`Config::secret_key`](crate::Config::secret_key) nor a provider is set, no load has succeeded yet, or PostHog
     /// refuses the key. Never waits.
     pub fn local_flags(&self) -> Option<LocalFlags> {
-        self.pipeline()?.definitions()?.current().map(|loaded| loaded.flags)
+        self.pipeline()?.definitions()?.current().map(|loaded| loaded.flags.clone())
     }
 
     /// The time since PostHog or the program's provider last confirmed that the definitions are the newest. For

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::kept::Restored;
+use super::handle::LoadedFlags;
 use super::*;
 use crate::report::Diagnostic;
 use crate::sys::clock::Clock;
@@ -69,7 +69,7 @@ pub(super) struct Rig {
     pub(super) loader: Arc<Loader>,
     pub(super) network: Arc<Network>,
     pub(super) diagnostics: Arc<Mutex<Vec<Diagnostic>>>,
-    pub(super) kept: Arc<Mutex<Vec<Keep>>>,
+    pub(super) kept: Arc<Mutex<Vec<Option<Vec<u8>>>>>,
     pub(super) task: JoinHandle<()>,
 }
 
@@ -96,12 +96,12 @@ impl Rig {
     }
 
     /// A loader that starts with what an earlier process kept.
-    pub(super) fn restored(restored: Option<Restored>, replies: impl IntoIterator<Item = Reply>) -> Self {
+    pub(super) fn restored(restored: Option<LoadedFlags>, replies: impl IntoIterator<Item = Reply>) -> Self {
         Self::start(restored, replies, |_| ())
     }
 
     fn start(
-        restored: Option<Restored>,
+        restored: Option<LoadedFlags>,
         replies: impl IntoIterator<Item = Reply>,
         edit: impl FnOnce(&mut LoaderParts),
     ) -> Self {

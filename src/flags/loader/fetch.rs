@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::provider::{Provider, within};
+use super::handle::FlagDefinitionsError;
+use super::provider::Provider;
 use crate::sys::clock::Clock;
 use crate::sys::limits;
-use crate::transport::{Http, Request, Response, RetryAfter};
+use crate::transport::{Http, Request, Response};
 
+/// The longest `ETag` that is sent back.
+const MAX_ETAG_BYTES: usize = 1024;
 /// The longest response that is read: tens of thousands of flags.
 pub(super) const MAX_RESPONSE_BYTES: usize = 32 * 1024 * 1024;
 
@@ -58,7 +61,7 @@ pub(super) async fn send(
     etag: Option<&str>,
 ) -> Result<Response, String> {
     let response = http.send(request(&options.host, &options.api_key, &secret_key.0, etag));
-    match within(clock, options.timeout, response).await {
+    match clock.within(options.timeout, response).await {
         Some(response) => response.map_err(|error| error.describe()),
         None => Err(format!("no response within {:?}", options.timeout)),
     }
@@ -85,51 +88,38 @@ fn percent_encoded(text: &str) -> String {
     encoded
 }
 
-/// What a response means.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Meaning {
-    /// The body replaces the loaded definitions, if it can be parsed.
-    Replace,
-    /// The loaded definitions are the newest.
-    Unchanged,
-    /// PostHog refused the key, or the quota is exceeded: the loaded definitions must not be used any more.
-    Clear {
-        /// 401, 402 or 403.
-        status: u16,
-        /// PostHog's message.
-        why: String,
-    },
-    /// The loaded definitions stay in use.
-    Failed {
-        /// In one line.
-        why: String,
-        /// When the server accepts the next request.
-        retry_after: Option<RetryAfter>,
-    },
+/// An `ETag` that can be sent back unchanged in a header.
+pub(super) fn usable(etag: Option<String>) -> Option<String> {
+    etag.filter(|etag| {
+        (1..=MAX_ETAG_BYTES).contains(&etag.len()) && etag.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic())
+    })
 }
 
-/// Interprets a response. `is_conditional`: the request named the loaded version.
+/// Whether the body of a response replaces the loaded definitions, if it can be parsed (`false`: they are the newest).
+/// `is_conditional`: the request named the loaded version.
 ///
-/// A proxy may respond 401 or 403 to every request, and a captive portal 200. Good definitions are dropped only if the
-/// body is one of PostHog's own error objects.
-pub(super) fn interpret(response: &Response, is_conditional: bool) -> Meaning {
+/// After [`FlagDefinitionsError::Refused`] the loaded definitions must not be used any more. A proxy may respond 401 or
+/// 403 to every request, and a captive portal 200, so good definitions are dropped only if the body is one of PostHog's
+/// own error objects.
+pub(super) fn interpret(response: &Response, is_conditional: bool) -> Result<bool, FlagDefinitionsError> {
     let status = response.status;
-    let failed = |why: String| Meaning::Failed { why, retry_after: response.retry_after };
     let message = || message_of(&response.body);
-    match status {
-        200 if response.is_cut => failed(format!("the response is longer than {} bytes", response.body.len())),
-        200 => Meaning::Replace,
-        304 if is_conditional => Meaning::Unchanged,
-        401..=403 if is_posthogs(&response.body) => Meaning::Clear { status, why: message() },
-        401..=403 => {
-            failed(format!("HTTP status {status}, but not from PostHog; check Config::host and proxies: {}", message()))
+    Err(FlagDefinitionsError::Unavailable(match status {
+        200 if response.is_cut => format!("the response is longer than {} bytes", response.body.len()),
+        200 => return Ok(true),
+        304 if is_conditional => return Ok(false),
+        401..=403 if is_posthogs(&response.body) => {
+            return Err(FlagDefinitionsError::Refused { status, why: message() });
         }
-        400 | 404 => failed(format!(
+        401..=403 => {
+            format!("HTTP status {status}, but not from PostHog; check Config::host and proxies: {}", message())
+        }
+        400 | 404 => format!(
             "HTTP status {status}; check Config::host and that the secret key belongs to this project: {}",
             message()
-        )),
-        _ => failed(format!("HTTP status {status}: {}", message())),
-    }
+        ),
+        _ => format!("HTTP status {status}: {}", message()),
+    }))
 }
 
 /// PostHog's error objects have at least one of these members.
@@ -148,22 +138,20 @@ fn message_of(body: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const DENIED: &str = r#"{"type":"authentication_error","code":"invalid_api_key","detail":"Personal API key is invalid.","attr":null}"#;
 
-    fn of(status: u16, body: &str) -> Meaning {
+    fn of(status: u16, body: &str) -> Result<bool, FlagDefinitionsError> {
         interpret(&Response { status, body: body.as_bytes().to_vec(), ..Response::default() }, true)
     }
 
-    fn kind(meaning: &Meaning) -> &'static str {
+    fn kind(meaning: &Result<bool, FlagDefinitionsError>) -> &'static str {
         match meaning {
-            Meaning::Replace => "replace",
-            Meaning::Unchanged => "unchanged",
-            Meaning::Clear { .. } => "clear",
-            Meaning::Failed { .. } => "failed",
+            Ok(true) => "replace",
+            Ok(false) => "unchanged",
+            Err(FlagDefinitionsError::Refused { .. }) => "clear",
+            Err(_) => "failed",
         }
     }
 
@@ -213,14 +201,11 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_and_the_message_are_passed_on() {
-        let wait = Some(RetryAfter::In(Duration::from_secs(9)));
-        let busy =
-            Response { status: 429, retry_after: wait, body: "x".repeat(5000).into_bytes(), ..Response::default() };
-        let Meaning::Failed { why, retry_after } = interpret(&busy, true) else { panic!("not failed") };
-        assert_eq!(retry_after, wait);
+    fn the_message_is_passed_on() {
+        let busy = Response { status: 429, body: "x".repeat(5000).into_bytes(), ..Response::default() };
+        let Err(FlagDefinitionsError::Unavailable(why)) = interpret(&busy, true) else { panic!("not failed") };
         assert!(why.starts_with("HTTP status 429: xxx") && why.len() < 1100, "{}", why.len());
-        let Meaning::Clear { status: 401, why } = of(401, DENIED) else { panic!("not cleared") };
+        let Err(FlagDefinitionsError::Refused { status: 401, why }) = of(401, DENIED) else { panic!("not cleared") };
         assert!(why.contains("invalid_api_key"), "{why}");
     }
 

@@ -11,12 +11,11 @@ use std::time::Instant;
 use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
 
-use super::kept::Restored;
 use crate::flags::LocalFlags;
 use crate::sys::clock::WallNanos;
 use crate::sys::reentry;
 
-/// The definitions that flags are evaluated against. Cheap to clone.
+/// The definitions that flags are evaluated against.
 #[derive(Clone, Debug)]
 pub(crate) struct LoadedFlags {
     pub(crate) flags: LocalFlags,
@@ -24,6 +23,10 @@ pub(crate) struct LoadedFlags {
     pub(crate) fetched_at: WallNanos,
     /// An earlier process fetched them, and they have not been confirmed since.
     pub(crate) is_restored: bool,
+    /// PostHog's version of the document.
+    pub(super) etag: Option<String>,
+    /// A hash of the document.
+    pub(super) hash: u64,
 }
 
 /// The state of the definitions of flags. See
@@ -82,8 +85,6 @@ pub enum FlagDefinitionsError {
 
 /// Receives the result of a load.
 pub(crate) type Done = Box<dyn FnOnce(Result<(), FlagDefinitionsError>) + Send>;
-/// Called when loading has stopped and the provider was shut down.
-pub(crate) type Stopped = Box<dyn FnOnce() + Send>;
 
 /// With a clock that stands still, tests wait in real time for a blocking provider, but not longer than this for one
 /// that hangs.
@@ -96,8 +97,6 @@ pub(crate) struct Loader {
     current: ArcSwapOption<LoadedFlags>,
     generation: AtomicU64,
     is_stale: AtomicBool,
-    /// What an earlier process kept, until the task takes it.
-    restored: Mutex<Option<Restored>>,
     mailbox: Mutex<Mailbox>,
     /// Wakes the task. Several commands may cause one wakeup.
     wake: Notify,
@@ -113,7 +112,8 @@ struct Mailbox {
     is_stopping: bool,
     is_abandoned: bool,
     is_closed: bool,
-    stopped: Vec<Stopped>,
+    /// Called when loading has stopped and the provider was shut down.
+    stopped: Vec<Box<dyn FnOnce() + Send>>,
     /// Definitions that are loaded, or being loaded, are not to be used.
     is_reset: bool,
     /// The store lost the definitions that were kept for the next process.
@@ -137,20 +137,13 @@ pub(super) enum Command {
 
 impl Loader {
     /// A loader that starts with the definitions an earlier process kept, if any.
-    pub(crate) fn new(restored: Option<Restored>) -> Arc<Self> {
-        let current = restored.as_ref().map(|restored| LoadedFlags {
-            flags: restored.flags.clone(),
-            fetched_at: restored.fetched_at,
-            is_restored: true,
-        });
-        let loader = Self { restored: Mutex::new(restored), ..Self::default() };
-        loader.current.store(current.map(Arc::new));
-        Arc::new(loader)
+    pub(crate) fn new(restored: Option<LoadedFlags>) -> Arc<Self> {
+        Arc::new(Self { current: ArcSwapOption::from_pointee(restored), ..Self::default() })
     }
 
     /// The current definitions. Never waits.
-    pub(crate) fn current(&self) -> Option<LoadedFlags> {
-        self.current.load().as_deref().cloned()
+    pub(crate) fn current(&self) -> Option<Arc<LoadedFlags>> {
+        self.current.load_full()
     }
 
     /// The number of successful loads, including those that found the definitions unchanged.
@@ -189,7 +182,7 @@ impl Loader {
     }
 
     /// Stops loading and shuts the provider down. `stopped` is then called on the task, or here if the task has ended.
-    pub(crate) fn stop(&self, stopped: Stopped) {
+    pub(crate) fn stop(&self, stopped: Box<dyn FnOnce() + Send>) {
         let mut stopped = Some(stopped);
         self.send(|mailbox| {
             mailbox.is_stopping = true;
@@ -213,12 +206,11 @@ impl Loader {
     /// The number of commands so far, if the task has nothing to do until time passes or a response arrives.
     #[cfg(feature = "testing")]
     pub(crate) fn asleep(&self) -> Option<u64> {
-        let called_at = *self.provider_called_at.lock().unwrap_or_else(PoisonError::into_inner);
-        if called_at.is_some_and(|called_at| called_at.elapsed() < COUNTS_AS_WORKING) {
-            return None;
-        }
         let mailbox = self.mailbox();
-        (mailbox.is_closed || mailbox.seen == mailbox.sent).then_some(mailbox.sent)
+        let called_at = *self.provider_called_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_working = called_at.is_some_and(|called_at| called_at.elapsed() < COUNTS_AS_WORKING);
+        let is_asleep = mailbox.seen == mailbox.sent && !is_working;
+        (mailbox.is_closed || is_asleep).then_some(mailbox.sent)
     }
 
     fn send(&self, command: impl FnOnce(&mut Mailbox)) {
@@ -240,14 +232,9 @@ impl Loader {
 
 /// The task's side.
 impl Loader {
-    /// Takes what an earlier process kept.
-    pub(super) fn take_restored(&self) -> Option<Restored> {
-        self.restored.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
     /// Replaces the current definitions.
-    pub(super) fn publish(&self, loaded: LoadedFlags) {
-        self.current.store(Some(Arc::new(loaded)));
+    pub(super) fn publish(&self, loaded: Arc<LoadedFlags>) {
+        self.current.store(Some(loaded));
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -313,11 +300,13 @@ impl Loader {
         }
     }
 
-    /// Marks that a provider is being called on another thread, until the guard is dropped.
-    pub(super) fn calling_provider(&self) -> CallingProvider<'_> {
+    /// Tells tests whether a provider is being called on another thread.
+    pub(super) fn calls_provider(&self, _is_calling: bool) {
         #[cfg(feature = "testing")]
-        self.provider_called_at.lock().unwrap_or_else(PoisonError::into_inner).replace(Instant::now());
-        CallingProvider(self)
+        {
+            let mut called_at = self.provider_called_at.lock().unwrap_or_else(PoisonError::into_inner);
+            *called_at = _is_calling.then(Instant::now);
+        }
     }
 
     /// Waits until `wanted` finds something in the mailbox. Only one caller may wait at a time: a wakeup reaches one of
@@ -337,18 +326,6 @@ impl Loader {
             }
             self.wake.notified().await;
         }
-    }
-}
-
-/// See [`Loader::calling_provider`].
-pub(super) struct CallingProvider<'a>(
-    #[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "read by tests"))] &'a Loader,
-);
-
-impl Drop for CallingProvider<'_> {
-    fn drop(&mut self) {
-        #[cfg(feature = "testing")]
-        self.0.provider_called_at.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
 

@@ -14,24 +14,13 @@ use flate2::read::ZlibDecoder;
 use flate2::write::ZlibEncoder;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::fetch::MAX_RESPONSE_BYTES;
+use super::fetch::{MAX_RESPONSE_BYTES, usable};
+use super::handle::LoadedFlags;
 use crate::flags::LocalFlags;
 use crate::sys::clock::WallNanos;
 use crate::sys::reentry;
 
 const VERSION: u8 = 1;
-
-/// Definitions that an earlier process kept.
-#[derive(Clone, Debug)]
-pub(crate) struct Restored {
-    pub(super) flags: LocalFlags,
-    /// When the earlier process fetched them.
-    pub(super) fetched_at: WallNanos,
-    /// PostHog's version of the document.
-    pub(super) etag: Option<String>,
-    /// A hash of the document.
-    pub(super) hash: u64,
-}
 
 /// Encodes a document. `None` if the result is larger than `most`.
 pub(super) fn encode(document: &[u8], etag: Option<&str>, fetched_at: WallNanos, most: usize) -> Option<Vec<u8>> {
@@ -48,7 +37,7 @@ pub(super) fn encode(document: &[u8], etag: Option<&str>, fetched_at: WallNanos,
 }
 
 /// Decodes what [`encode`] wrote. `None` if the bytes are damaged or of another version.
-pub(crate) fn decode(bytes: &[u8]) -> Option<Restored> {
+pub(crate) fn decode(bytes: &[u8]) -> Option<LoadedFlags> {
     let (&[version], rest) = bytes.split_first_chunk()?;
     let (fetched_at, rest) = rest.split_first_chunk()?;
     let (etag_len, rest) = rest.split_first_chunk()?;
@@ -66,10 +55,11 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<Restored> {
     }
     let flags = reentry::caught(|| LocalFlags::parse(&document))?.ok()?;
     let etag = std::str::from_utf8(etag).ok()?;
-    Some(Restored {
+    Some(LoadedFlags {
         flags,
         fetched_at: WallNanos::from_le_bytes(*fetched_at),
-        etag: Some(etag.to_owned()).filter(|etag| !etag.is_empty()),
+        is_restored: true,
+        etag: usable(Some(etag.to_owned())),
         hash: xxh3_64(&document),
     })
 }

@@ -48,11 +48,11 @@ mod task;
 mod task_tests;
 
 pub(crate) use fetch::{LoaderOptions, SecretKey};
+pub(crate) use handle::Loader;
 pub use handle::{FlagDefinitionsError, FlagDefinitionsState};
-pub(crate) use handle::{LoadedFlags, Loader};
 pub(crate) use kept::decode;
 pub(crate) use provider::Provider;
 pub use provider::{
     AsyncFlagDefinitionProvider, FlagDefinitionProvider, FlagDefinitions, ProviderError, ProviderFuture,
 };
-pub(crate) use task::{KEEP, Keep, LoaderParts, serve};
+pub(crate) use task::{KEEP, LoaderParts, serve};

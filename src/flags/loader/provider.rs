@@ -243,8 +243,10 @@ impl ProviderCalls {
             let _ = sender.send(result.unwrap_or_else(panicked));
         };
         (self.spawn)(Box::new(run)).map_err(|error| format!("cannot start a thread for the call: {error}"))?;
-        let _calling = self.loader.calling_provider();
-        match within(&self.clock, CALL_TIMEOUT, result).await {
+        self.loader.calls_provider(true);
+        let result = self.clock.within(CALL_TIMEOUT, result).await;
+        self.loader.calls_provider(false);
+        match result {
             Some(Ok(result)) => result,
             Some(Err(_)) => panicked(),
             None => Err(timed_out()),
@@ -253,7 +255,8 @@ impl ProviderCalls {
 
     async fn polled<'a, T>(&self, call: impl FnOnce() -> ProviderFuture<'a, T>) -> Result<T, String> {
         let Some(future) = caught(|| calling_out(call)) else { return panicked() };
-        within(&self.clock, CALL_TIMEOUT, Polled { future: Some(future) }).await.unwrap_or_else(|| Err(timed_out()))
+        let polled = Polled { future: Some(future) };
+        self.clock.within(CALL_TIMEOUT, polled).await.unwrap_or_else(|| Err(timed_out()))
     }
 }
 
@@ -285,15 +288,6 @@ impl<T> Drop for Polled<'_, T> {
     fn drop(&mut self) {
         let future = self.future.take();
         caught(|| drop(future));
-    }
-}
-
-/// The result of `task`, or `None` after `most`.
-pub(super) async fn within<T>(clock: &Clock, most: Duration, task: impl Future<Output = T>) -> Option<T> {
-    tokio::select! {
-        biased;
-        result = task => Some(result),
-        () = clock.sleep(most) => None,
     }
 }
 

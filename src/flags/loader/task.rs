@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::fetch::{self, LoaderOptions, Meaning, interpret};
+use super::fetch::{self, LoaderOptions, interpret, usable};
 use super::handle::{Command, FlagDefinitionsError as Error, LoadedFlags, Loader};
 use super::kept;
 use super::provider::{FlagDefinitions, ProviderCalls, Spawn};
@@ -25,8 +25,6 @@ use crate::transport::Http;
 
 /// Unreadable flags that a diagnostic names.
 const KEYS_REPORTED: usize = 10;
-/// The longest `ETag` that is sent back.
-const MAX_ETAG_BYTES: usize = 1024;
 /// The operation that [`Diagnostic::FlagCacheFailed`] names if definitions cannot be kept for the next process.
 pub(crate) const KEEP: &str = "keep";
 
@@ -38,24 +36,14 @@ pub(crate) struct LoaderParts {
     pub(crate) clock: Clock,
     /// Starts the threads on which a blocking provider is called.
     pub(crate) spawn: Spawn,
-    /// Keeps definitions for the next process, or removes those that are kept. Does not block.
-    pub(crate) keep: Arc<dyn Fn(Keep) + Send + Sync>,
+    /// Keeps encoded definitions for the next process. `None` removes those that are kept, which must not be used again.
+    /// Does not block.
+    pub(crate) keep: Arc<dyn Fn(Option<Vec<u8>>) + Send + Sync>,
     pub(crate) report: Report,
-}
-
-/// What the next process is to find.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Keep {
-    /// These encoded definitions.
-    These(Vec<u8>),
-    /// Nothing: definitions that were kept before must not be used again.
-    Nothing,
 }
 
 /// Loads definitions until the loader is stopped. The first load begins at once.
 pub(crate) async fn serve(parts: LoaderParts, loader: Arc<Loader>) {
-    // Answers the callers even if the runtime drops this task.
-    let _closing = Closing { loader: Arc::clone(&loader), report: Arc::clone(&parts.report) };
     let mut poller = Poller::new(parts, &loader);
     loop {
         let loaded = tokio::select! {
@@ -68,52 +56,18 @@ pub(crate) async fn serve(parts: LoaderParts, loader: Arc<Loader>) {
             poller.clear();
             continue;
         }
-        let ended = poller.conclude(loaded);
-        if !poller.wait(ended).await {
+        let wait = poller.conclude(loaded);
+        if !poller.wait(wait).await {
             break;
         }
     }
     poller.shut_down().await;
 }
 
-struct Closing {
-    loader: Arc<Loader>,
-    report: Report,
-}
-
-impl Drop for Closing {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.loader.set_stale(true);
-            let why = "the loader of feature flag definitions panicked, which is a defect of this library (please report it); \
-                       those loaded before stay in use until this process ends"
-                .to_owned();
-            reentry::caught(|| (self.report)(Diagnostic::FlagDefinitionsUnavailable { why }));
-        }
-        self.loader.close();
-    }
-}
-
-/// A failed load.
-struct LoadFailure {
-    error: Error,
-    retry_after: Option<Duration>,
-}
-
-impl From<Error> for LoadFailure {
-    fn from(error: Error) -> Self {
-        Self { error, retry_after: None }
-    }
-}
-
 struct Poller {
     parts: LoaderParts,
     loader: Arc<Loader>,
     provider: Option<ProviderCalls>,
-    /// The `ETag` of the loaded document.
-    etag: Option<String>,
-    /// A hash of the loaded document.
-    hash: Option<u64>,
     /// A hash of the document that is kept for the next process.
     kept: Option<u64>,
     /// The kind of failure that was reported last. `None` if loading works.
@@ -121,32 +75,45 @@ struct Poller {
     /// Operations whose last attempt failed.
     failing: BTreeSet<&'static str>,
     pace: Pace,
+    /// The wait that the server asked for in the last load.
+    retry_after: Option<Duration>,
     rng: StdRng,
+}
+
+/// Answers the callers even if the runtime drops the task.
+impl Drop for Poller {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.loader.set_stale(true);
+            let why = "the loader of feature flag definitions panicked, which is a defect of this library (please report it); \
+                       those loaded before stay in use until this process ends"
+                .to_owned();
+            reentry::caught(|| (self.parts.report)(Diagnostic::FlagDefinitionsUnavailable { why }));
+        }
+        self.loader.close();
+    }
 }
 
 impl Poller {
     fn new(parts: LoaderParts, loader: &Arc<Loader>) -> Self {
-        let restored = loader.take_restored();
-        let hash = restored.as_ref().map(|restored| restored.hash);
         Self {
-            etag: usable(restored.and_then(|restored| restored.etag)),
-            hash,
-            kept: hash,
+            kept: loader.current().map(|restored| restored.hash),
             provider: calls_of(&parts, loader),
             loader: Arc::clone(loader),
             reported: None,
             failing: BTreeSet::new(),
             pace: Pace::default(),
+            retry_after: None,
             rng: StdRng::seed_from_u64(random_u64()),
             parts,
         }
     }
 
     /// One load, from PostHog or through the provider.
-    async fn load(&mut self) -> Result<(), LoadFailure> {
+    async fn load(&mut self) -> Result<(), Error> {
+        self.retry_after = None;
         if self.loader.take_kept_was_lost() {
-            // Without an ETag PostHog sends the whole document, which is then kept.
-            (self.kept, self.etag) = (None, None);
+            self.kept = None;
         }
         let Some(provider) = self.provider.take() else { return self.fetch().await.map(drop) };
         let loaded = self.load_through(&provider).await;
@@ -154,20 +121,17 @@ impl Poller {
         loaded
     }
 
-    async fn load_through(&mut self, provider: &ProviderCalls) -> Result<(), LoadFailure> {
+    async fn load_through(&mut self, provider: &ProviderCalls) -> Result<(), Error> {
         let should_fetch = if self.has_key() { provider.should_fetch().await } else { Ok(false) };
         if matches!(self.checked("should_fetch", should_fetch), Some(false)) {
             let found = provider.read().await.and_then(|found| found.ok_or_else(|| "it has none".into()));
             let read = found.and_then(|found| self.adopt(found.as_json(), None).map_err(|error| error.to_string()));
-            let why = match &read {
-                Ok(()) => String::new(),
-                Err(why) => why.clone(),
-            };
+            let why = read.as_ref().err().cloned().unwrap_or_default();
             if self.checked("read", read).is_some() {
                 return Ok(());
             }
             if self.loader.current().is_some() || !self.has_key() {
-                return Err(Error::Provider(why).into());
+                return Err(Error::Provider(why));
             }
         }
         if let Some(document) = self.fetch().await? {
@@ -178,33 +142,33 @@ impl Poller {
     }
 
     /// Requests the definitions from PostHog. Returns the document, or `None` if the loaded one is the newest.
-    async fn fetch(&mut self) -> Result<Option<Vec<u8>>, LoadFailure> {
-        let Some(secret_key) = &self.parts.options.secret_key else { return Err(Error::NotConfigured.into()) };
-        // A provider may have lost its copy, so it gets the whole document after each request.
-        let is_conditional = self.loader.current().is_some() && self.parts.options.provider.is_none();
-        let etag = self.etag.clone().filter(|_| is_conditional);
+    async fn fetch(&mut self) -> Result<Option<Vec<u8>>, Error> {
         let LoaderParts { http, clock, options, .. } = &self.parts;
-        let response = fetch::send(&**http, clock, options, secret_key, etag.as_deref()).await;
-        let response = response.map_err(Error::Unavailable)?;
+        let Some(secret_key) = &options.secret_key else { return Err(Error::NotConfigured) };
+        // Without an ETag PostHog sends the whole document: a provider may have lost its copy, and what the store has
+        // lost is then kept again.
+        let is_conditional = options.provider.is_none() && (options.keep.is_none() || self.kept.is_some());
+        let loaded = self.loader.current().filter(|_| is_conditional);
+        let etag = loaded.as_ref().and_then(|loaded| loaded.etag.as_deref());
+        let response = fetch::send(&**http, clock, options, secret_key, etag).await.map_err(Error::Unavailable)?;
         match interpret(&response, etag.is_some()) {
-            Meaning::Replace => {
+            Ok(true) => {
                 self.adopt(&response.body, response.etag)?;
                 Ok(Some(response.body))
             }
-            Meaning::Unchanged => {
-                self.etag = usable(response.etag).or(etag);
-                self.confirm();
+            Ok(false) => {
+                self.confirm(response.etag);
                 Ok(None)
             }
-            Meaning::Clear { status, why } => {
-                self.clear();
-                Err(Error::Refused { status, why }.into())
-            }
-            Meaning::Failed { why, retry_after } => {
-                let wall = self.parts.clock.wall_nanos();
-                let cap = self.parts.options.retry_after_cap;
-                let retry_after = retry_after.map(|after| after.wait_at(wall).min(cap));
-                Err(LoadFailure { error: Error::Unavailable(why), retry_after })
+            Err(error) => {
+                if matches!(error, Error::Refused { .. }) {
+                    self.clear();
+                } else {
+                    let wall = clock.wall_nanos();
+                    self.retry_after =
+                        response.retry_after.map(|after| after.wait_at(wall).min(options.retry_after_cap));
+                }
+                Err(error)
             }
         }
     }
@@ -212,88 +176,76 @@ impl Poller {
     /// Parses and publishes a document, and keeps it for the next process.
     fn adopt(&mut self, document: &[u8], etag: Option<String>) -> Result<(), Error> {
         let hash = xxh3_64(document);
-        let unchanged = self.loader.current().filter(|_| self.hash == Some(hash));
-        let flags = match unchanged {
-            Some(loaded) => loaded.flags,
+        let flags = match self.loader.current().filter(|loaded| loaded.hash == hash) {
+            Some(loaded) => loaded.flags.clone(),
             None => {
                 let flags = parse(document)?;
                 self.report_unreadable(&flags);
                 flags
             }
         };
-        (self.hash, self.etag) = (Some(hash), usable(etag));
         let fetched_at = self.parts.clock.wall_nanos();
-        self.loader.publish(LoadedFlags { flags, fetched_at, is_restored: false });
-        self.keep(document, hash, fetched_at);
+        let loaded = Arc::new(LoadedFlags { flags, fetched_at, is_restored: false, etag: usable(etag), hash });
+        self.loader.publish(Arc::clone(&loaded));
+        self.keep(document, &loaded);
         Ok(())
     }
 
     /// The loaded definitions are the newest.
-    fn confirm(&mut self) {
+    fn confirm(&mut self, etag: Option<String>) {
         if let Some(loaded) = self.loader.current() {
-            let fetched_at = self.parts.clock.wall_nanos();
-            self.loader.publish(LoadedFlags { fetched_at, is_restored: false, ..loaded });
+            let mut loaded = LoadedFlags::clone(&loaded);
+            loaded.fetched_at = self.parts.clock.wall_nanos();
+            loaded.is_restored = false;
+            loaded.etag = usable(etag).or(loaded.etag);
+            self.loader.publish(Arc::new(loaded));
         }
     }
 
     /// Drops the definitions, for this process and the next one.
     fn clear(&mut self) {
         self.loader.clear();
-        (self.hash, self.etag) = (None, None);
         if self.kept.take().is_some() {
-            (self.parts.keep)(Keep::Nothing);
+            (self.parts.keep)(None);
         }
     }
 
-    fn keep(&mut self, document: &[u8], hash: u64, fetched_at: i64) {
-        let Some(most) = self.parts.options.keep.filter(|_| self.kept != Some(hash)) else { return };
-        match kept::encode(document, self.etag.as_deref(), fetched_at, most) {
-            Some(bytes) => {
-                self.checked(KEEP, Ok(()));
-                (self.parts.keep)(Keep::These(bytes));
-            }
-            None => {
-                let limit = wording::bytes(most as u64);
-                self.checked::<()>(KEEP, Err(format!("the compressed definitions are larger than {limit}")));
-                // The next process must not use older definitions as if they were these.
-                (self.parts.keep)(Keep::Nothing);
-            }
-        }
-        self.kept = Some(hash);
+    fn keep(&mut self, document: &[u8], loaded: &LoadedFlags) {
+        let Some(most) = self.parts.options.keep.filter(|_| self.kept != Some(loaded.hash)) else { return };
+        let bytes = kept::encode(document, loaded.etag.as_deref(), loaded.fetched_at, most);
+        let too_large = || format!("the compressed definitions are larger than {}", wording::bytes(most as u64));
+        self.checked(KEEP, bytes.is_some().then_some(()).ok_or_else(too_large));
+        // Even without bytes: the next process must not use older definitions as if they were these.
+        (self.parts.keep)(bytes);
+        self.kept = Some(loaded.hash);
     }
 
     /// Ends a load: answers the callers that wait for it and reports a change.
-    fn conclude(&mut self, loaded: Result<(), LoadFailure>) -> Ended {
+    /// Returns the wait until the next load.
+    fn conclude(&mut self, loaded: Result<(), Error>) -> Duration {
         self.loader.set_stale(loaded.is_err());
-        let (answer, ended) = match loaded {
-            Ok(()) => {
-                if self.reported.take().is_some() {
-                    (self.parts.report)(Diagnostic::FlagDefinitionsRecovered);
-                }
-                (Ok(()), Ended::Loaded)
-            }
-            Err(LoadFailure { error, retry_after }) => {
-                self.report_failure(&error);
-                let is_refused = matches!(error, Error::Refused { .. });
-                (Err(error), if is_refused { Ended::Refused } else { Ended::Failed { retry_after } })
-            }
+        let has_definitions = self.loader.current().is_some();
+        let (interval, rng) = (self.parts.options.interval, &mut self.rng);
+        let wait = match &loaded {
+            Ok(()) => self.pace.after_success(interval, rng),
+            Err(Error::Refused { .. }) => self.pace.after_refusal(interval, rng),
+            Err(_) => self.pace.after_failure(self.retry_after, interval, has_definitions, rng),
         };
-        self.loader.answer(&answer);
-        ended
+        match &loaded {
+            Ok(()) if self.reported.take().is_some() => (self.parts.report)(Diagnostic::FlagDefinitionsRecovered),
+            Ok(()) => {}
+            Err(error) => self.report_failure(error),
+        }
+        self.loader.answer(&loaded);
+        wait
     }
 
     /// Waits until the next load is due or requested. `false` if the loader is to stop.
-    async fn wait(&mut self, ended: Ended) -> bool {
-        let has_definitions = self.loader.current().is_some();
-        let wait = self.pace.wait_after(ended, self.parts.options.interval, has_definitions, &mut self.rng);
-        let retry_after = match ended {
-            Ended::Failed { retry_after } => retry_after,
-            Ended::Loaded | Ended::Refused => None,
-        };
+    async fn wait(&mut self, wait: Duration) -> bool {
         let clock = self.parts.clock.clone();
-        let mut may_request = retry_after.is_none();
+        let mut may_request = self.retry_after.is_none();
         // A requested load only has to respect Retry-After, which may be much shorter than the wait for the next poll.
-        let mut retry_allowed = pin!(clock.sleep(retry_after.unwrap_or_default()));
+        let mut retry_allowed = pin!(clock.sleep(self.retry_after.unwrap_or_default()));
         let mut due = pin!(clock.sleep(wait));
         loop {
             tokio::select! {
@@ -320,7 +272,7 @@ impl Poller {
     }
 
     /// Shuts the provider down.
-    async fn shut_down(mut self) {
+    async fn shut_down(&mut self) {
         let Some(provider) = self.provider.take().or_else(|| calls_of(&self.parts, &self.loader)) else { return };
         let loader = Arc::clone(&self.loader);
         tokio::select! {
@@ -387,13 +339,6 @@ fn parse(document: &[u8]) -> Result<LocalFlags, Error> {
     }
 }
 
-/// An `ETag` that can be sent back unchanged in a header.
-fn usable(etag: Option<String>) -> Option<String> {
-    etag.filter(|etag| {
-        (1..=MAX_ETAG_BYTES).contains(&etag.len()) && etag.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic())
-    })
-}
-
 /// Without definitions the first retry comes soon, not after a whole interval.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 /// The longest wait after failures, unless the interval is longer.
@@ -402,20 +347,6 @@ const MAX_BACKOFF: Duration = Duration::from_secs(300);
 const FIRST_REFUSAL_WAIT: Duration = Duration::from_secs(300);
 /// The longest wait after refusals, unless the interval is longer.
 const MAX_REFUSAL_WAIT: Duration = Duration::from_secs(1800);
-
-/// How a load ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ended {
-    /// The loaded definitions are the newest.
-    Loaded,
-    /// It failed.
-    Failed {
-        /// The wait that the server asked for.
-        retry_after: Option<Duration>,
-    },
-    /// PostHog refused the key, or the quota is exceeded.
-    Refused,
-}
 
 /// The waits between loads, with jitter: many daemons may have been started by one deployment, and see an outage end at
 /// the same time.
@@ -428,30 +359,34 @@ struct Pace {
 }
 
 impl Pace {
-    /// The wait until the next load. `interval` is the wait between successful loads.
-    fn wait_after(&mut self, ended: Ended, interval: Duration, has_definitions: bool, rng: &mut impl Rng) -> Duration {
-        match ended {
-            Ended::Loaded => {
-                *self = Self::default();
-                jitter(interval.mul_f64(0.9), interval.mul_f64(1.1), rng)
-            }
-            Ended::Refused => {
-                self.failures = 0;
-                self.refusals = self.refusals.saturating_add(1);
-                let wait = doubled(FIRST_REFUSAL_WAIT, self.refusals).min(MAX_REFUSAL_WAIT).max(interval);
-                jitter(wait, wait.mul_f64(1.2), rng)
-            }
-            Ended::Failed { retry_after } => {
-                self.failures = self.failures.saturating_add(1);
-                let first = if has_definitions { interval } else { FIRST_BACKOFF.min(interval) };
-                let wait = doubled(first, self.failures).min(MAX_BACKOFF.max(interval));
-                // Never sooner than the server asked for.
-                let asked = retry_after.map_or(Duration::ZERO, |asked| {
-                    jitter(asked, asked.saturating_add((asked / 10).min(Duration::from_secs(10))), rng)
-                });
-                jitter(wait / 2, wait, rng).max(asked)
-            }
-        }
+    /// `interval` is the wait between successful loads, here and below.
+    fn after_success(&mut self, interval: Duration, rng: &mut impl Rng) -> Duration {
+        *self = Self::default();
+        jitter(interval.mul_f64(0.9), interval.mul_f64(1.1), rng)
+    }
+
+    fn after_refusal(&mut self, interval: Duration, rng: &mut impl Rng) -> Duration {
+        self.failures = 0;
+        self.refusals = self.refusals.saturating_add(1);
+        let wait = doubled(FIRST_REFUSAL_WAIT, self.refusals).min(MAX_REFUSAL_WAIT).max(interval);
+        jitter(wait, wait.mul_f64(1.2), rng)
+    }
+
+    /// Never sooner than the server asked for (`retry_after`).
+    fn after_failure(
+        &mut self,
+        retry_after: Option<Duration>,
+        interval: Duration,
+        has_definitions: bool,
+        rng: &mut impl Rng,
+    ) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        let first = if has_definitions { interval } else { FIRST_BACKOFF.min(interval) };
+        let wait = doubled(first, self.failures).min(MAX_BACKOFF.max(interval));
+        let asked = retry_after.map_or(Duration::ZERO, |asked| {
+            jitter(asked, asked.saturating_add((asked / 10).min(Duration::from_secs(10))), rng)
+        });
+        jitter(wait / 2, wait, rng).max(asked)
     }
 }
 
@@ -463,7 +398,6 @@ mod tests {
     use super::*;
 
     const INTERVAL: Duration = Duration::from_secs(30);
-    const FAILED: Ended = Ended::Failed { retry_after: None };
 
     fn secs(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
@@ -476,7 +410,7 @@ mod tests {
     #[test]
     fn polls_are_an_interval_apart_more_or_less_and_not_all_alike() {
         let (mut pace, mut rng) = (Pace::default(), StdRng::seed_from_u64(1));
-        let waits: Vec<_> = (0..50).map(|_| pace.wait_after(Ended::Loaded, INTERVAL, true, &mut rng)).collect();
+        let waits: Vec<_> = (0..50).map(|_| pace.after_success(INTERVAL, &mut rng)).collect();
         waits.iter().for_each(|wait| within(*wait, 27, 33));
         assert!(waits.iter().any(|wait| *wait < secs(29)) && waits.iter().any(|wait| *wait > secs(31)));
     }
@@ -485,16 +419,16 @@ mod tests {
     fn failures_double_the_wait_until_a_success() {
         let (mut pace, mut rng) = (Pace::default(), StdRng::seed_from_u64(2));
         for (least, most) in [(15, 30), (30, 60), (60, 120), (120, 240), (150, 300), (150, 300)] {
-            within(pace.wait_after(FAILED, INTERVAL, true, &mut rng), least, most);
+            within(pace.after_failure(None, INTERVAL, true, &mut rng), least, most);
         }
-        within(pace.wait_after(Ended::Loaded, INTERVAL, true, &mut rng), 27, 33);
-        within(pace.wait_after(FAILED, INTERVAL, true, &mut rng), 15, 30);
+        within(pace.after_success(INTERVAL, &mut rng), 27, 33);
+        within(pace.after_failure(None, INTERVAL, true, &mut rng), 15, 30);
     }
 
     #[test]
     fn with_nothing_to_evaluate_it_is_tried_again_soon() {
         let (mut pace, mut rng) = (Pace::default(), StdRng::seed_from_u64(3));
-        let waits: Vec<_> = (0..4).map(|_| pace.wait_after(FAILED, INTERVAL, false, &mut rng)).collect();
+        let waits: Vec<_> = (0..4).map(|_| pace.after_failure(None, INTERVAL, false, &mut rng)).collect();
         for (wait, most) in waits.into_iter().zip([1, 2, 4, 8]) {
             assert!(wait >= secs(most) / 2 && wait <= secs(most), "{wait:?}");
         }
@@ -503,17 +437,16 @@ mod tests {
     #[test]
     fn a_long_interval_is_not_shortened_by_the_backoff() {
         let (mut pace, mut rng) = (Pace::default(), StdRng::seed_from_u64(4));
-        within(pace.wait_after(FAILED, secs(3600), true, &mut rng), 1800, 3600);
-        within(pace.wait_after(Ended::Refused, secs(3600), false, &mut rng), 3600, 4320);
+        within(pace.after_failure(None, secs(3600), true, &mut rng), 1800, 3600);
+        within(pace.after_refusal(secs(3600), &mut rng), 3600, 4320);
     }
 
     #[test]
     fn retry_after_is_a_least_and_a_refusal_waits_long() {
         let (mut pace, mut rng) = (Pace::default(), StdRng::seed_from_u64(5));
-        let asked = Ended::Failed { retry_after: Some(secs(600)) };
-        within(pace.wait_after(asked, INTERVAL, true, &mut rng), 600, 610);
+        within(pace.after_failure(Some(secs(600)), INTERVAL, true, &mut rng), 600, 610);
         for (least, most) in [(300, 360), (600, 720), (1200, 1440), (1800, 2160), (1800, 2160)] {
-            within(pace.wait_after(Ended::Refused, INTERVAL, false, &mut rng), least, most);
+            within(pace.after_refusal(INTERVAL, &mut rng), least, most);
         }
     }
 }

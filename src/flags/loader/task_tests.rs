@@ -60,7 +60,7 @@ async fn fdl_04_a_reset_drops_loaded_and_kept_definitions() {
     assert_eq!(rig.load().await, Ok(()));
     assert_eq!((rig.keys(), rig.requests(), rig.loader.state()), (Some(2), 2, Fresh));
     assert_eq!(rig.network.asked.lock().unwrap()[1], None, "as if there had never been any");
-    assert!(matches!(&rig.kept.lock().unwrap()[..], [Keep::These(_), Keep::Nothing, Keep::These(_)]));
+    assert!(matches!(&rig.kept.lock().unwrap()[..], [Some(_), None, Some(_)]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -109,7 +109,7 @@ async fn fdl_04_a_refused_key_or_quota_clears_the_definitions() {
             matches!(&rig.reported()[..], [Diagnostic::FlagDefinitionsUnavailable { .. }]),
             "{status} is reported once"
         );
-        assert!(matches!(&rig.kept.lock().unwrap()[..], [Keep::These(_), Keep::Nothing]));
+        assert!(matches!(&rig.kept.lock().unwrap()[..], [Some(_), None]));
         sleep(secs(290)).await;
         assert_eq!(rig.requests(), 3, "it is left alone for long");
         // After the key was fixed, a requested load does not have to wait.
@@ -179,7 +179,7 @@ async fn a_load_is_allowed_once_retry_after_has_passed() {
 async fn kept_definitions_are_used_before_the_first_request() {
     let first = Rig::new([tagged(200, ONE, "W/\"7\"")]);
     first.load().await.unwrap();
-    let Keep::These(bytes) = first.kept.lock().unwrap().pop().unwrap() else { panic!("nothing was kept") };
+    let Some(bytes) = first.kept.lock().unwrap().pop().unwrap() else { panic!("nothing was kept") };
     let fetched_at = first.loader.current().unwrap().fetched_at;
 
     let next = Rig::restored(decode(&bytes), [reply(503, ""), reply(304, "")]);
@@ -211,7 +211,7 @@ async fn definitions_too_large_to_keep_are_used_and_reported() {
     let rig = Rig::with([reply(200, ONE), reply(200, ONE)], |parts| parts.options.keep = Some(10));
     rig.load().await.unwrap();
     rig.load().await.unwrap();
-    assert_eq!((rig.keys(), &rig.kept.lock().unwrap()[..]), (Some(1), &[Keep::Nothing][..]));
+    assert_eq!((rig.keys(), &rig.kept.lock().unwrap()[..]), (Some(1), &[None][..]));
     assert_eq!(rig.cache_failures(), ["keep"]);
     let off = Rig::with([reply(200, ONE)], |parts| parts.options.keep = None);
     off.load().await.unwrap();

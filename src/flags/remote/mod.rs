@@ -4,7 +4,7 @@
 //! callback, exactly once. `request.rs` builds and sends a request and retries it; `reply.rs` reads the response.
 //!
 //! The endpoint is `POST {host}/flags/?v=2`, or `POST {host}/decide/?v=3` for older servers. Both take the same body
-//! ([`Question`]), and either may respond in either format: one object per flag, or a map of values and a map of
+//! ([`FlagContext`]), and either may respond in either format: one object per flag, or a map of values and a map of
 //! payloads.
 //!
 //! # Request
@@ -39,7 +39,6 @@ mod reply;
 mod request;
 
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -47,6 +46,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use super::answer::{Answer, Failure};
+use super::context::FlagContext;
 use crate::report::{Diagnostic, Report};
 use crate::sys::clock::Clock;
 use crate::sys::limits::{FLAG_REQUESTS_AT_ONCE, FLAG_REQUESTS_MOST};
@@ -54,10 +54,9 @@ use crate::sys::reentry;
 use crate::sys::throttle::Throttle;
 use crate::transport::Http;
 
-use reply::Reply;
 #[cfg(fuzzing)]
 pub(crate) use reply::read;
-pub(crate) use request::{Question, RemoteOptions};
+pub(crate) use request::RemoteOptions;
 
 /// The shortest time between two diagnostics of the same kind.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
@@ -69,8 +68,6 @@ const OUTAGE_RETRY: Duration = Duration::from_secs(5);
 
 /// Receives the result of a request: on the delivery thread, or on the caller's thread if no request is sent.
 pub(crate) type Done = Box<dyn FnOnce(Result<Answer, Failure>) + Send>;
-/// A request as a task for the delivery thread's runtime.
-pub(crate) type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Sends requests for flag values; see the module.
 pub(crate) struct RemoteFlags {
@@ -102,29 +99,31 @@ impl RemoteFlags {
         })
     }
 
-    /// Requests flag values. `spawn` runs the task it is given, or drops it if the client is closing. Does not block.
+    /// Requests flag values for a context, to which the client has added its defaults and overrides. The task that is
+    /// returned is to be run on the delivery thread's runtime, or dropped if the client is closing. Does not block.
     ///
     /// `done` is called exactly once, at the latest after [`RemoteOptions::timeout`] or when the task is dropped. A
     /// panic in it is caught.
-    pub(crate) fn request(self: &Arc<Self>, question: Question, done: Done, spawn: impl FnOnce(Task)) {
-        let now = self.clock.now();
-        let rejected = lock(&self.outage).rejects(&question, now, self.options.timeout);
-        if let Some(failure) = rejected {
-            self.report(&Err(failure.clone()));
-            return call(done, Err(failure));
-        }
+    pub(crate) fn request(
+        self: &Arc<Self>,
+        context: FlagContext,
+        done: Done,
+    ) -> Option<impl Future<Output = ()> + Send + use<>> {
         let open = OpenRequest { done: Some(done), remote: Arc::clone(self) };
-        if self.open.fetch_add(1, Ordering::AcqRel) >= FLAG_REQUESTS_MOST {
-            open.finish(Err(Failure::Busy));
-            return self.report(&Err(Failure::Busy));
+        let is_excess = self.open.fetch_add(1, Ordering::AcqRel) >= FLAG_REQUESTS_MOST;
+        let rejected = lock(&self.outage).rejects(&context, self.clock.now(), self.options.timeout);
+        if let Some(failure) = rejected.or(is_excess.then_some(Failure::Busy)) {
+            self.report(&Err(failure.clone()));
+            open.finish(Err(failure));
+            return None;
         }
-        spawn(Box::pin(async move {
+        Some(async move {
             let Self { options, http, clock, permits, outage, .. } = &*open.remote;
-            let result = request::send(permits, &**http, options, &question, clock).await;
+            let result = request::send(permits, &**http, options, &context, clock).await;
             open.remote.report(&result);
             lock(outage).record(result.as_ref().err(), clock.now());
-            open.finish(result.map(|reply| reply.answer));
-        }));
+            open.finish(result);
+        })
     }
 
     /// Requests without a result.
@@ -133,15 +132,15 @@ impl RemoteFlags {
         self.open.load(Ordering::SeqCst)
     }
 
-    fn report(&self, result: &Result<Reply, Failure>) {
+    fn report(&self, result: &Result<Answer, Failure>) {
         let diagnostic = match result {
             Err(failure) => {
                 let occurrences = lock(&self.unanswered).admit(self.clock.now());
                 occurrences.map(|requests| Diagnostic::FlagRequestsFailed { why: failure.to_string(), requests })
             }
-            Ok(reply) if !reply.unreadable.is_empty() => {
+            Ok(answer) if !answer.unreadable.is_empty() => {
                 let occurrences = lock(&self.unreadable).admit(self.clock.now());
-                occurrences.map(|_| Diagnostic::FlagsInvalid { keys: reply.unreadable.clone() })
+                occurrences.map(|_| Diagnostic::FlagsInvalid { keys: answer.unreadable.clone() })
             }
             Ok(_) => None,
         };
@@ -163,8 +162,8 @@ struct Outage {
 impl Outage {
     /// The failure for a request that is not to be sent. While one request probes a server that is down, others are
     /// rejected.
-    fn rejects(&mut self, question: &Question, now: Instant, timeout: Duration) -> Option<Failure> {
-        if self.misses < OUTAGE_AFTER || question.insists {
+    fn rejects(&mut self, context: &FlagContext, now: Instant, timeout: Duration) -> Option<Failure> {
+        if self.misses < OUTAGE_AFTER || context.is_remote {
             return None;
         }
         let (failure, until) = self.last.as_mut()?;
@@ -199,7 +198,8 @@ struct OpenRequest {
 impl OpenRequest {
     fn finish(mut self, result: Result<Answer, Failure>) {
         if let Some(done) = self.done.take() {
-            call(done, result);
+            // A panic in the callback must not unwind into the runtime.
+            reentry::caught(|| done(result));
         }
     }
 }
@@ -208,14 +208,9 @@ impl Drop for OpenRequest {
     fn drop(&mut self) {
         self.remote.open.fetch_sub(1, Ordering::AcqRel);
         if let Some(done) = self.done.take() {
-            call(done, Err(Failure::Closed));
+            reentry::caught(|| done(Err(Failure::Closed)));
         }
     }
-}
-
-/// Calls back. A panic in the callback must not unwind into the runtime.
-fn call(done: Done, result: Result<Answer, Failure>) {
-    let _ = reentry::caught(|| done(result));
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

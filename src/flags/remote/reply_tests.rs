@@ -1,16 +1,18 @@
 //! Responses as PostHog sends them, and malformed ones.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
 
-fn reply(body: &Value) -> Reply {
+fn reply(body: &Value) -> Answer {
     read(body.to_string().as_bytes()).unwrap()
 }
 
 fn flags(body: &Value) -> BTreeMap<String, Evaluated> {
-    reply(body).answer.flags
+    reply(body).flags
 }
 
 fn variant(key: &str) -> FlagValue {
@@ -44,7 +46,7 @@ fn everything_that_the_newer_shape_says_is_known() {
         wants_minimal_events: true,
         ..Answer::default()
     };
-    assert_eq!(reply(&body), Reply { answer, unreadable: Vec::new() });
+    assert_eq!(reply(&body), answer);
 }
 
 #[test]
@@ -55,8 +57,8 @@ fn a_flag_needs_no_more_than_to_be_on_or_off() {
         "was": {"enabled": false, "variant": "b"},
     }});
     let flags = flags(&body);
-    assert!(flags["on"] == known(true.into()) && flags["off"] == known(false.into()));
-    assert_eq!(flags["odd"], Evaluated { reason: Some("x".into()), ..known(true.into()) });
+    assert!(flags["on"] == Evaluated::of(true.into()) && flags["off"] == Evaluated::of(false.into()));
+    assert_eq!(flags["odd"], Evaluated { reason: Some("x".into()), ..Evaluated::of(true.into()) });
     assert_eq!(flags["was"].value, false);
 }
 
@@ -64,8 +66,8 @@ fn a_flag_needs_no_more_than_to_be_on_or_off() {
 fn a_flag_that_failed_has_no_value() {
     let body = json!({"flags": {"a": {"enabled": false, "failed": true}, "b": {"enabled": true, "failed": false}}});
     let reply = reply(&body);
-    assert_eq!(reply.answer.flags.keys().collect::<Vec<_>>(), ["b"]);
-    assert!(reply.answer.has_errors && reply.unreadable.is_empty());
+    assert_eq!(reply.flags.keys().collect::<Vec<_>>(), ["b"]);
+    assert!(reply.has_errors && reply.unreadable.is_empty());
 }
 
 #[test]
@@ -74,8 +76,8 @@ fn a_flag_that_cannot_be_read_loses_itself_alone() {
         "good": {"enabled": true}, "a": 7, "b": {}, "c": {"enabled": "yes"}, "d": {"enabled": true, "variant": 3},
     }});
     let reply = reply(&body);
-    assert_eq!(reply.answer.flags.keys().collect::<Vec<_>>(), ["good"]);
-    assert!(reply.answer.has_errors);
+    assert_eq!(reply.flags.keys().collect::<Vec<_>>(), ["good"]);
+    assert!(reply.has_errors);
     assert_eq!(reply.unreadable, ["a", "b", "c", "d"]);
     let many: Map<String, Value> = (0..100).map(|n| ("x".repeat(n * 10), json!(null))).collect();
     let unreadable = read(json!({"flags": many}).to_string().as_bytes()).unwrap().unreadable;
@@ -91,16 +93,16 @@ fn the_older_shapes_are_read_too() {
         "errorsWhileComputingFlags": true,
     });
     let reply = reply(&body);
-    let payload = |key: &str| reply.answer.flags[key].payload.clone();
+    let payload = |key: &str| reply.flags[key].payload.clone();
     assert_eq!(
         [payload("many"), payload("on"), payload("off")],
         [json!([1]), json!("plain"), json!({"not": "text"})].map(Some)
     );
-    assert_eq!((&reply.answer.flags["many"].value, reply.answer.flags.len()), (&variant("b"), 3));
-    assert!(reply.answer.has_errors && reply.unreadable == ["bad"]);
+    assert_eq!((&reply.flags["many"].value, reply.flags.len()), (&variant("b"), 3));
+    assert!(reply.has_errors && reply.unreadable == ["bad"]);
     let listed = self::reply(&json!({"featureFlags": ["a", 3, "b"]}));
-    assert_eq!(listed.answer.flags.keys().collect::<Vec<_>>(), ["a", "b"]);
-    assert!(listed.answer.flags["a"].value == true && listed.answer.has_errors);
+    assert_eq!(listed.flags.keys().collect::<Vec<_>>(), ["a", "b"]);
+    assert!(listed.flags["a"].value == true && listed.has_errors);
 }
 
 #[test]
@@ -113,7 +115,7 @@ fn of_two_shapes_in_one_answer_the_newer_counts() {
 #[test]
 fn quota_limited_is_a_list_or_a_bool_and_leaves_no_flags() {
     let limited = |limited: Value| {
-        let answer = reply(&json!({"flags": {"a": {"enabled": true}}, "quotaLimited": limited})).answer;
+        let answer = reply(&json!({"flags": {"a": {"enabled": true}}, "quotaLimited": limited}));
         (answer.is_quota_limited, answer.flags.len())
     };
     assert_eq!(limited(json!(["feature_flags"])), (true, 0));
@@ -123,7 +125,7 @@ fn quota_limited_is_a_list_or_a_bool_and_leaves_no_flags() {
     {
         assert_eq!(limited(other), (false, 1));
     }
-    assert!(reply(&json!({"quotaLimited": ["feature_flags"]})).answer.is_quota_limited);
+    assert!(reply(&json!({"quotaLimited": ["feature_flags"]})).is_quota_limited);
 }
 
 #[test]
@@ -131,7 +133,7 @@ fn what_stands_beside_the_flags_may_be_of_any_kind() {
     let body = json!({
         "flags": {}, "requestId": 7, "evaluatedAt": "soon", "errorsWhileComputingFlags": "no", "minimalFlagCalledEvents": 1,
     });
-    assert_eq!(reply(&body), Reply::default());
+    assert_eq!(reply(&body), Answer::default());
 }
 
 fn any_json() -> impl Strategy<Value = Value> {
@@ -167,7 +169,7 @@ proptest! {
             "flags": {"good": {"enabled": flag}, "other": other}, "requestId": beside, "evaluatedAt": beside, "reason": beside,
         });
         let reply = reply(&body);
-        prop_assert_eq!(&reply.answer.flags["good"].value, &FlagValue::Boolean(flag));
+        prop_assert_eq!(&reply.flags["good"].value, &FlagValue::Boolean(flag));
         prop_assert_eq!(reply.unreadable.len() <= 1, true);
         let _any = read(beside.to_string().as_bytes());
     }

@@ -1,14 +1,14 @@
 //! One request for flag values: its body, its attempts, and what the last response means.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use tokio::sync::Semaphore;
 
-use super::reply::{self, Reply};
-use crate::flags::Failure;
+use super::reply;
+use crate::flags::{Answer, Failure, FlagContext};
+use crate::sys::backoff::doubled;
 use crate::sys::clock::Clock;
 use crate::sys::limits::{FLAG_ANSWER_BYTES, NAME_KEPT, foreign};
 use crate::sys::wording;
@@ -32,42 +32,24 @@ pub(crate) struct RemoteOptions {
     pub(crate) max_retries: u32,
 }
 
-/// What is requested: a context after the client has added its defaults and overrides.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Question {
-    pub(crate) distinct_id: String,
-    pub(crate) device_id: Option<String>,
-    pub(crate) groups: BTreeMap<String, String>,
-    pub(crate) person_properties: Map<String, Value>,
-    /// By group type.
-    pub(crate) group_properties: BTreeMap<String, Map<String, Value>>,
-    pub(crate) disable_geoip: bool,
-    /// `None`: all flags.
-    pub(crate) flag_keys: Option<Vec<String>>,
-    /// Sends the request even during an outage. Not part of the body.
-    pub(crate) insists: bool,
-}
-
-impl Question {
-    /// The body of the request.
-    fn body(&self, token: &str) -> Vec<u8> {
-        // Not `api_key` as well: PostHog treats the two as one field and rejects duplicates.
-        let mut body = json!({
-            "token": token,
-            "distinct_id": self.distinct_id,
-            "groups": self.groups,
-            "person_properties": self.person_properties,
-            "group_properties": self.group_properties,
-            "geoip_disable": self.disable_geoip,
-        });
-        if let Some(device_id) = &self.device_id {
-            body["device_id"] = json!(device_id);
-        }
-        if let Some(keys) = &self.flag_keys {
-            body["flag_keys_to_evaluate"] = json!(keys);
-        }
-        body.to_string().into_bytes()
+/// The body of a request. The client has added its defaults and overrides to the context.
+fn body(context: &FlagContext, token: &str) -> Vec<u8> {
+    // Not `api_key` as well: PostHog treats the two as one field and rejects duplicates.
+    let mut body = json!({
+        "token": token,
+        "distinct_id": context.distinct_id.as_deref().unwrap_or_default(),
+        "groups": context.groups,
+        "person_properties": context.person_properties,
+        "group_properties": context.group_properties,
+        "geoip_disable": context.disable_geoip == Some(true),
+    });
+    if let Some(device_id) = &context.device_id {
+        body["device_id"] = json!(device_id);
     }
+    if let Some(keys) = &context.flag_keys {
+        body["flag_keys_to_evaluate"] = json!(keys);
+    }
+    body.to_string().into_bytes()
 }
 
 /// Waits for a permit and sends the request, with retries, within [`RemoteOptions::timeout`].
@@ -75,30 +57,25 @@ pub(super) async fn send(
     permits: &Semaphore,
     http: &dyn Http,
     options: &RemoteOptions,
-    question: &Question,
+    context: &FlagContext,
     clock: &Clock,
-) -> Result<Reply, Failure> {
+) -> Result<Answer, Failure> {
     let answer = async {
         // The semaphore is never closed.
         let _permit = permits.acquire().await;
-        attempts(http, options, question, clock).await
+        attempts(http, options, context, clock).await
     };
-    tokio::select! {
-        // A response that arrives together with the timeout counts.
-        biased;
-        answer = answer => answer,
-        () = clock.sleep(options.timeout) => Err(Failure::Timeout),
-    }
+    clock.within(options.timeout, answer).await.unwrap_or(Err(Failure::Timeout))
 }
 
 async fn attempts(
     http: &dyn Http,
     options: &RemoteOptions,
-    question: &Question,
+    context: &FlagContext,
     clock: &Clock,
-) -> Result<Reply, Failure> {
+) -> Result<Answer, Failure> {
     let began = clock.now();
-    let body = question.body(&options.token);
+    let body = body(context, &options.token);
     let mut retries = 0;
     loop {
         let result = http.send(request(&options.url, body.clone())).await;
@@ -125,7 +102,7 @@ fn request(url: &Arc<str>, body: Vec<u8>) -> Request {
 
 /// The wait after `retries` retries.
 fn wait_before(retries: u32) -> Duration {
-    FIRST_WAIT.saturating_mul(2_u32.saturating_pow(retries)).min(LONGEST_WAIT)
+    doubled(FIRST_WAIT, retries.saturating_add(1)).min(LONGEST_WAIT)
 }
 
 /// No response, or a gateway that could not reach the server. After any other status the caller is better served by an
@@ -135,7 +112,7 @@ fn is_retryable(result: &Result<Response, TransportError>) -> bool {
 }
 
 /// The result of the last attempt.
-fn interpret(result: Result<Response, TransportError>) -> Result<Reply, Failure> {
+fn interpret(result: Result<Response, TransportError>) -> Result<Answer, Failure> {
     match result {
         Ok(response) if (200..300).contains(&response.status) => {
             if response.is_cut {

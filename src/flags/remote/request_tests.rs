@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::*;
@@ -52,16 +53,16 @@ fn options(max_retries: u32, timeout: Duration) -> RemoteOptions {
     RemoteOptions { url: "http://x/flags/?v=2".into(), token: "phc_x".into(), timeout, max_retries }
 }
 
-async fn asked(network: &Network, max_retries: u32) -> Result<Reply, Failure> {
-    let question = Question { distinct_id: "user_1".into(), ..Question::default() };
-    send(&Semaphore::new(1), network, &options(max_retries, Duration::from_secs(3)), &question, &Clock::System).await
+async fn asked(network: &Network, max_retries: u32) -> Result<Answer, Failure> {
+    let context = FlagContext::new("user_1");
+    send(&Semaphore::new(1), network, &options(max_retries, Duration::from_secs(3)), &context, &Clock::System).await
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_may_pass_is_tried_again_after_300_ms_and_then_after_600() {
     for meets in [|| Meets::Refused, || Meets::Status(502, ""), || Meets::Status(504, "")] {
         let network = Network::of([meets(), meets()]);
-        assert_eq!(asked(&network, 2).await, Ok(Reply::default()));
+        assert_eq!(asked(&network, 2).await, Ok(Answer::default()));
         assert_eq!(network.waits(), [300, 600]);
         let (first, last) = {
             let asked = network.asked.lock().unwrap();
@@ -103,7 +104,7 @@ async fn a_wait_that_would_reach_the_bound_is_not_begun() {
     let network = Network::of((0..9).map(|_| Meets::Refused));
     let began = Instant::now();
     let answer =
-        send(&Semaphore::new(1), &network, &options(9, FIRST_WAIT), &Question::default(), &Clock::System).await;
+        send(&Semaphore::new(1), &network, &options(9, FIRST_WAIT), &FlagContext::new(""), &Clock::System).await;
     assert!(matches!(answer, Err(Failure::Connection(_))), "{answer:?}");
     assert_eq!((began.elapsed(), network.waits()), (Duration::ZERO, vec![]));
 }
@@ -144,38 +145,35 @@ fn of_what_was_said_only_the_beginning_is_kept() {
     assert!(why.len() <= NAME_KEPT && !why.is_empty(), "{}", why.len());
 }
 
-fn said(question: &Question) -> Value {
-    serde_json::from_slice(&question.body("phc_x")).unwrap()
+fn said(context: &FlagContext) -> Value {
+    serde_json::from_slice(&body(context, "phc_x")).unwrap()
 }
 
 #[test]
 fn absent_fields_are_sent_empty_except_keys_and_device() {
-    let question = Question { distinct_id: "user_1".into(), ..Question::default() };
     let expected = json!({
         "token": "phc_x", "distinct_id": "user_1", "groups": {}, "person_properties": {}, "group_properties": {},
         "geoip_disable": false,
     });
-    assert_eq!(said(&question), expected);
+    assert_eq!(said(&FlagContext::new("user_1")), expected);
 }
 
 #[test]
 fn everything_that_is_known_is_said() {
-    let question = Question {
-        distinct_id: "user_1".into(),
-        device_id: Some("device_1".into()),
-        groups: [("company".into(), "acme".into())].into(),
-        person_properties: Map::from_iter([("plan".into(), json!("pro"))]),
-        group_properties: [("company".into(), Map::from_iter([("seats".into(), json!(3))]))].into(),
-        disable_geoip: true,
-        flag_keys: Some(vec!["new-ui".into()]),
-        insists: true,
-    };
+    let context = FlagContext::new("user_1")
+        .device_id("device_1")
+        .group("company", "acme")
+        .person_property("plan", "pro")
+        .group_property("company", "seats", 3)
+        .disable_geoip(true)
+        .only_keys(["new-ui"])
+        .ask_posthog(true);
     let expected = json!({
         "token": "phc_x", "distinct_id": "user_1", "device_id": "device_1", "groups": {"company": "acme"},
         "person_properties": {"plan": "pro"}, "group_properties": {"company": {"seats": 3}}, "geoip_disable": true,
         "flag_keys_to_evaluate": ["new-ui"],
     });
-    assert_eq!(said(&question), expected);
-    let none = Question { flag_keys: Some(Vec::new()), ..question };
+    assert_eq!(said(&context), expected);
+    let none = context.only_keys([""; 0]);
     assert_eq!(said(&none)["flag_keys_to_evaluate"], json!([]), "no keys are not all keys");
 }

@@ -1,7 +1,7 @@
 //! The committer stores definitions of flags for the next process.
 
 use super::*;
-use crate::flags::loader::{Keep, LoaderOptions, SecretKey};
+use crate::flags::loader::{LoaderOptions, SecretKey};
 
 const NO_SPACE: u32 = 28;
 
@@ -18,7 +18,7 @@ fn loads(options: &mut PipelineOptions) {
     });
 }
 
-fn keep(bench: &Bench, keep: Keep) {
+fn keep(bench: &Bench, keep: Option<Vec<u8>>) {
     bench.pipeline.mailbox.send(|commands| commands.definitions = Some(keep));
 }
 
@@ -33,11 +33,11 @@ fn is_cache_failure(diagnostic: &Diagnostic) -> bool {
 #[test]
 fn the_newest_of_what_is_to_be_kept_is_kept() {
     let mut bench = bench(loads);
-    keep(&bench, Keep::These(vec![1]));
-    keep(&bench, Keep::These(vec![2]));
+    keep(&bench, Some(vec![1]));
+    keep(&bench, Some(vec![2]));
     bench.settle_down();
     assert_eq!(kept(&bench), Some(vec![2]));
-    keep(&bench, Keep::Nothing);
+    keep(&bench, None);
     bench.settle_down();
     assert_eq!(kept(&bench), None);
 }
@@ -51,7 +51,7 @@ fn a_full_disk_keeps_no_definitions_and_reports_it_once() {
     });
     fault.arm(NO_SPACE);
     for times in 0..3 {
-        keep(&bench, Keep::These(vec![7; 1000]));
+        keep(&bench, Some(vec![7; 1000]));
         bench.advance(HOUR);
         let told = bench.diagnostics.lock().unwrap().drain(..).filter(is_cache_failure).count();
         assert_eq!(told, usize::from(times == 0));
