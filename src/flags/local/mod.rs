@@ -4,7 +4,7 @@
 //! for one context at one time. A flag gets the value that PostHog would give it. If that depends on something that
 //! only PostHog knows, the result is an [`InconclusiveReason`].
 //!
-//! * `parse.rs` parses and compiles [`Definitions`] (`definitions.rs`); `dependencies.rs` rejects cycles.
+//! * `definitions.rs` parses and compiles [`Definitions`]; `dependencies.rs` rejects cycles.
 //! * `property.rs` evaluates one condition on one property, with dates in `date.rs`.
 //! * This file evaluates flags, their conditions, and the cohorts and flags that conditions depend on.
 //!
@@ -34,7 +34,6 @@
 mod date;
 mod definitions;
 mod dependencies;
-mod parse;
 mod property;
 
 use std::cell::OnceCell;
@@ -46,8 +45,8 @@ use serde_json::Value;
 use sha1::block_api::compress;
 use sha1::{Digest, Sha1};
 
+pub use self::definitions::ParseFlagsError;
 use self::definitions::{Condition, Definitions, Enrollment, Entity, Flag, Group, Rules, Test};
-pub use self::parse::ParseFlagsError;
 use self::property::Filter;
 pub(in crate::flags) use self::property::in_key_order;
 use super::{Evaluated, FlagContext, FlagValue, InconclusiveReason};
@@ -311,10 +310,8 @@ impl<'d, 'c> Evaluation<'d, 'c> {
             return Err(fault);
         }
         let key = &*flag.key;
-        if let Some(enrollment) = &rules.enrollment
-            && let Some(is_enrolled) = self.enrolled(key, rules, enrollment)?
-        {
-            return Ok(LocalValue::Boolean(is_enrolled));
+        if let Some(enrollment) = &rules.enrollment {
+            return Ok(LocalValue::Boolean(self.is_enrolled(key, rules, enrollment)?));
         }
         if let Some((share, variant)) = &rules.holdout {
             let id = self.bucketed(rules, &rules.of)?;
@@ -359,7 +356,7 @@ impl<'d, 'c> Evaluation<'d, 'c> {
         rules: &'d Rules,
         condition: &'d Condition,
     ) -> Result<ConditionResult<'d>, InconclusiveReason> {
-        if !self.all_hold(&condition.tests)? {
+        if !self.joined(false, condition.tests.iter().map(|test| (test, false)))? {
             return Ok(ConditionResult::DoesNotMatch);
         }
         let id = self.bucketed(rules, &condition.of)?;
@@ -384,26 +381,25 @@ impl<'d, 'c> Evaluation<'d, 'c> {
         }
     }
 
-    /// `None`: the person has not decided about early access, so the conditions decide.
-    fn enrolled(
+    /// If the person's own choice about early access was not given, PostHog may know it.
+    fn is_enrolled(
         &mut self,
         key: &str,
         rules: &'d Rules,
         enrollment: &'d Enrollment,
-    ) -> Result<Option<bool>, InconclusiveReason> {
+    ) -> Result<bool, InconclusiveReason> {
         let given = &self.context.person_properties;
         match enrollment {
-            Enrollment::Property(name) => match given.get(&**name) {
-                Some(answer) => Ok(Some(*answer == Value::Bool(true) || answer.as_str() == Some("true"))),
-                // PostHog may know the property.
-                None => Err(InconclusiveReason::MissingProperty),
-            },
+            Enrollment::Property(name) => {
+                let answer = given.get(&**name).ok_or(InconclusiveReason::MissingProperty)?;
+                Ok(*answer == Value::Bool(true) || answer.as_str() == Some("true"))
+            }
             Enrollment::Condition(condition) => {
                 let is_given = |test: &Test| matches!(test, Test::Property { name, .. } if given.contains_key(&**name));
                 if !condition.tests.iter().any(is_given) {
                     return Err(InconclusiveReason::MissingProperty);
                 }
-                Ok(Some(matches!(self.result_of(key, rules, condition)?, ConditionResult::Matches(_))))
+                Ok(matches!(self.result_of(key, rules, condition)?, ConditionResult::Matches(_)))
             }
         }
     }
@@ -450,19 +446,6 @@ const DISTINCT_ID: &str = "distinct_id";
 const GROUP_KEY: &str = "$group_key";
 
 impl<'d> Evaluation<'d, '_> {
-    /// A test that does not hold decides the result even if others are unknown.
-    fn all_hold(&mut self, tests: &'d [Test]) -> Result<bool, InconclusiveReason> {
-        let mut unknown = None;
-        for test in tests {
-            match self.holds(test) {
-                Ok(true) => {}
-                Ok(false) => return Ok(false),
-                Err(why) => unknown = unknown.or(Some(why)),
-            }
-        }
-        unknown.map_or(Ok(true), Err)
-    }
-
     fn holds(&mut self, test: &'d Test) -> Result<bool, InconclusiveReason> {
         match test {
             Test::Property { name, of, filter } => self.property(name, of, filter),
@@ -512,15 +495,25 @@ impl<'d> Evaluation<'d, '_> {
     }
 
     fn is_in(&mut self, group: &'d Group) -> Result<bool, InconclusiveReason> {
+        self.joined(group.is_any, group.entries.iter().map(|(test, is_negated)| (test, *is_negated)))
+    }
+
+    /// Tests joined by OR (`is_any`) or AND, each with whether it is negated. A test that decides the result does so even if
+    /// others are unknown.
+    fn joined(
+        &mut self,
+        is_any: bool,
+        tests: impl Iterator<Item = (&'d Test, bool)>,
+    ) -> Result<bool, InconclusiveReason> {
         let mut unknown = None;
-        for (test, is_negated) in &group.entries {
-            match self.holds(test).map(|holds| holds != *is_negated) {
-                Ok(holds) if holds == group.is_any => return Ok(holds),
+        for (test, is_negated) in tests {
+            match self.holds(test).map(|holds| holds != is_negated) {
+                Ok(holds) if holds == is_any => return Ok(holds),
                 Ok(_) => {}
                 Err(why) => unknown = unknown.or(Some(why)),
             }
         }
-        unknown.map_or(Ok(!group.is_any), Err)
+        unknown.map_or(Ok(!is_any), Err)
     }
 }
 
