@@ -17,7 +17,7 @@ use crate::sys::limits;
 pub(crate) const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 
 /// A request.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Request {
     pub(crate) url: Arc<str>,
     /// Headers in addition to those of the options.

@@ -1,63 +1,52 @@
 //! Requesting flag values from PostHog.
 //!
-//! [`RemoteFlags`] runs each request as a task on the delivery thread's runtime and reports its result through a
-//! callback, exactly once. `request.rs` builds and sends a request and retries it; `reply.rs` reads the response.
+//! [`RemoteFlags`] makes a task of each request, for the delivery thread's runtime, and reports its result through a
+//! callback, exactly once. `reply.rs` reads the response. Responses are not cached here; see `cache.rs`.
 //!
-//! The endpoint is `POST {host}/flags/?v=2`, or `POST {host}/decide/?v=3` for older servers. Both take the same body
-//! ([`FlagContext`]), and either may respond in either format: one object per flag, or a map of values and a map of
-//! payloads.
-//!
-//! # Request
+//! The endpoint is `POST {host}/flags/?v=2`, or `POST {host}/decide/?v=3` for older servers. Both take the same body,
+//! and either may respond in either format: one object per flag, or a map of values and a map of payloads.
 //!
 //! * The project token is in the body. There is no `Authorization` header: the token is public and authorizes nothing
 //!   else.
 //! * `groups`, `person_properties`, `group_properties` and `geoip_disable` are always present, because PostHog's
-//!   defaults for absent fields differ between server versions. `flag_keys_to_evaluate` is present only if the caller
-//!   named keys.
-//!
-//! # Response
-//!
+//!   defaults for absent fields differ between server versions.
 //! * A flag that PostHog could not evaluate (`failed`) has no value, although its `enabled` is `false`. A flag that
 //!   cannot be parsed has no value either. Both set `has_errors`; the other flags are not affected.
-//! * A payload is usually JSON in a string. It is parsed, or kept as a string if it is not JSON.
 //! * A response that is truncated, is not JSON or contains no flags is [`Failure::Unreadable`], never an empty result.
 //!   A captive portal must not switch all flags off.
-//!
-//! # Limits
-//!
-//! * A request is retried, with the same bytes, only if there was no response or a gateway responded 502 or 504. The
-//!   first wait is 300 ms and doubles up to 5 s.
 //! * [`RemoteOptions::timeout`] bounds everything: waiting for a permit, all attempts and the waits between them. A
 //!   retry whose wait would reach the bound is not made.
-//! * 64 requests are in flight at a time and 1,024 are open in all; further ones fail at once with [`Failure::Busy`].
 //! * During an outage (three requests in a row without a response) one request in 5 s is sent. The others fail at once
 //!   with the last failure, so that a program that reads flags in every request it serves does not wait in every one of
 //!   them.
-//! * Responses are not cached here; see `cache.rs`.
 
 mod reply;
-mod request;
 
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use tokio::sync::Semaphore;
 
 use super::answer::{Answer, Failure};
 use super::context::FlagContext;
 use crate::report::{Diagnostic, Report};
+use crate::sys::backoff::doubled;
 use crate::sys::clock::Clock;
-use crate::sys::limits::{FLAG_REQUESTS_AT_ONCE, FLAG_REQUESTS_MOST};
-use crate::sys::reentry;
+use crate::sys::limits::{FLAG_ANSWER_BYTES, FLAG_REQUESTS_AT_ONCE, FLAG_REQUESTS_MOST, NAME_KEPT, foreign};
 use crate::sys::throttle::Throttle;
-use crate::transport::Http;
+use crate::sys::{reentry, wording};
+use crate::transport::{Http, Request, Response, TransportError};
 
 #[cfg(fuzzing)]
 pub(crate) use reply::read;
-pub(crate) use request::RemoteOptions;
 
+/// The wait before the first retry; it doubles with each further one.
+const FIRST_WAIT: Duration = Duration::from_millis(300);
+/// The longest wait before a retry.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// The shortest time between two diagnostics of the same kind.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 /// Requests in a row without a response after which PostHog is considered down. A single one may have been expensive to
@@ -65,6 +54,19 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 const OUTAGE_AFTER: u32 = 3;
 /// The time between two requests during an outage.
 const OUTAGE_RETRY: Duration = Duration::from_secs(5);
+
+/// Where and how flag values are requested.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RemoteOptions {
+    /// The endpoint.
+    pub(crate) url: Arc<str>,
+    /// The project's public token.
+    pub(crate) token: String,
+    /// Bound of a request with all its attempts and waits.
+    pub(crate) timeout: Duration,
+    /// Attempts after the first.
+    pub(crate) max_retries: u32,
+}
 
 /// Receives the result of a request: on the delivery thread, or on the caller's thread if no request is sent.
 pub(crate) type Done = Box<dyn FnOnce(Result<Answer, Failure>) + Send>;
@@ -118,12 +120,44 @@ impl RemoteFlags {
             return None;
         }
         Some(async move {
-            let Self { options, http, clock, permits, outage, .. } = &*open.remote;
-            let result = request::send(permits, &**http, options, &context, clock).await;
-            open.remote.report(&result);
-            lock(outage).record(result.as_ref().err(), clock.now());
+            let remote = &open.remote;
+            let result = remote.send(&context).await;
+            remote.report(&result);
+            lock(&remote.outage).record(result.as_ref().err(), remote.clock.now());
             open.finish(result);
         })
+    }
+
+    /// Waits for a permit and sends the request, with retries, within [`RemoteOptions::timeout`].
+    async fn send(&self, context: &FlagContext) -> Result<Answer, Failure> {
+        let answer = async {
+            // The semaphore is never closed.
+            let _permit = self.permits.acquire().await;
+            self.attempts(context).await
+        };
+        self.clock.within(self.options.timeout, answer).await.unwrap_or(Err(Failure::Timeout))
+    }
+
+    async fn attempts(&self, context: &FlagContext) -> Result<Answer, Failure> {
+        let RemoteFlags { options, http, clock, .. } = self;
+        let began = clock.now();
+        let request = Request {
+            url: Arc::clone(&options.url),
+            headers: vec![("Content-Type", "application/json".to_owned())],
+            body: body(context, &options.token),
+            max_answer: FLAG_ANSWER_BYTES,
+        };
+        let mut retries = 0;
+        loop {
+            let result = http.send(request.clone()).await;
+            let wait = wait_before(retries);
+            let is_late = clock.now().saturating_duration_since(began).saturating_add(wait) >= options.timeout;
+            if !is_retryable(&result) || retries >= options.max_retries || is_late {
+                return interpret(result);
+            }
+            retries += 1;
+            clock.sleep(wait).await;
+        }
     }
 
     /// Requests without a result.
@@ -216,3 +250,57 @@ impl Drop for OpenRequest {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// The body of a request.
+fn body(context: &FlagContext, token: &str) -> Vec<u8> {
+    // Not `api_key` as well: PostHog treats the two as one field and rejects duplicates.
+    let mut body = json!({
+        "token": token,
+        "distinct_id": context.distinct_id.as_deref().unwrap_or_default(),
+        "groups": context.groups,
+        "person_properties": context.person_properties,
+        "group_properties": context.group_properties,
+        "geoip_disable": context.disable_geoip == Some(true),
+    });
+    if let Some(device_id) = &context.device_id {
+        body["device_id"] = json!(device_id);
+    }
+    if let Some(keys) = &context.flag_keys {
+        body["flag_keys_to_evaluate"] = json!(keys);
+    }
+    body.to_string().into_bytes()
+}
+
+/// The wait after `retries` retries.
+fn wait_before(retries: u32) -> Duration {
+    doubled(FIRST_WAIT, retries.saturating_add(1)).min(LONGEST_WAIT)
+}
+
+/// No response, or a gateway that could not reach the server. After any other status the caller is better served by an
+/// early failure than by a second attempt.
+fn is_retryable(result: &Result<Response, TransportError>) -> bool {
+    result.as_ref().map_or(true, |response| matches!(response.status, 502 | 504))
+}
+
+/// The result of the last attempt.
+fn interpret(result: Result<Response, TransportError>) -> Result<Answer, Failure> {
+    match result {
+        Ok(response) if (200..300).contains(&response.status) => {
+            if response.is_cut {
+                let limit = wording::bytes(FLAG_ANSWER_BYTES as u64);
+                return Err(Failure::Unreadable(format!("it is larger than {limit}")));
+            }
+            reply::read(&response.body).map_err(Failure::Unreadable)
+        }
+        Ok(response) => {
+            let body = String::from_utf8_lossy(&response.body);
+            Err(Failure::Status { status: response.status, why: foreign(&body, NAME_KEPT) })
+        }
+        Err(TransportError::Timeout(_)) => Err(Failure::Timeout),
+        Err(other) => Err(Failure::Connection(other.describe())),
+    }
+}
+
+#[cfg(test)]
+#[path = "request_tests.rs"]
+mod tests;

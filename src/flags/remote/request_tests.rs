@@ -1,10 +1,8 @@
 //! Attempts and retries, with tokio's paused clock: how many, when, with which bytes, and what results from the
 //! responses.
 
-use std::collections::VecDeque;
-use std::sync::Mutex;
-
 use serde_json::Value;
+use std::collections::VecDeque;
 use tokio::time::Instant;
 
 use super::*;
@@ -24,8 +22,8 @@ struct Network {
 }
 
 impl Network {
-    fn of(script: impl IntoIterator<Item = Meets>) -> Self {
-        Self { script: Mutex::new(script.into_iter().collect()), asked: Mutex::default() }
+    fn of(script: impl IntoIterator<Item = Meets>) -> Arc<Self> {
+        Arc::new(Self { script: Mutex::new(script.into_iter().collect()), asked: Mutex::default() })
     }
 
     /// Milliseconds between the attempts.
@@ -49,13 +47,13 @@ impl Http for Network {
     }
 }
 
-fn options(max_retries: u32, timeout: Duration) -> RemoteOptions {
-    RemoteOptions { url: "http://x/flags/?v=2".into(), token: "phc_x".into(), timeout, max_retries }
+fn remote(network: &Arc<Network>, max_retries: u32, timeout: Duration) -> Arc<RemoteFlags> {
+    let options = RemoteOptions { url: "http://x/flags/?v=2".into(), token: "phc_x".into(), timeout, max_retries };
+    RemoteFlags::new(options, Arc::clone(network) as Arc<dyn Http>, Clock::System, Arc::new(|_| ()))
 }
 
-async fn asked(network: &Network, max_retries: u32) -> Result<Answer, Failure> {
-    let context = FlagContext::new("user_1");
-    send(&Semaphore::new(1), network, &options(max_retries, Duration::from_secs(3)), &context, &Clock::System).await
+async fn asked(network: &Arc<Network>, max_retries: u32) -> Result<Answer, Failure> {
+    remote(network, max_retries, Duration::from_secs(3)).send(&FlagContext::new("user_1")).await
 }
 
 #[tokio::test(start_paused = true)]
@@ -103,8 +101,7 @@ async fn a_hanging_attempt_ends_with_the_timeout() {
 async fn a_wait_that_would_reach_the_bound_is_not_begun() {
     let network = Network::of((0..9).map(|_| Meets::Refused));
     let began = Instant::now();
-    let answer =
-        send(&Semaphore::new(1), &network, &options(9, FIRST_WAIT), &FlagContext::new(""), &Clock::System).await;
+    let answer = remote(&network, 9, FIRST_WAIT).send(&FlagContext::new("")).await;
     assert!(matches!(answer, Err(Failure::Connection(_))), "{answer:?}");
     assert_eq!((began.elapsed(), network.waits()), (Duration::ZERO, vec![]));
 }
