@@ -160,7 +160,7 @@ const MAX_GROUPS: NonZeroUsize = NonZeroUsize::new(1000).expect("not zero");
 /// Properties that a client adds to every context. What a context says itself takes precedence.
 #[derive(Clone, Debug)]
 pub(crate) struct Overrides {
-    person: Map<String, Value>,
+    pub(crate) person: Map<String, Value>,
     /// By group type and key. Without a key: for all groups of the type.
     groups: LruCache<(String, Option<String>), Map<String, Value>>,
 }
@@ -172,19 +172,6 @@ impl Default for Overrides {
 }
 
 impl Overrides {
-    /// Adds person properties. Replaces those of the same name.
-    pub(crate) fn set_person(&mut self, properties: Map<String, Value>) {
-        self.person.extend(properties);
-    }
-
-    pub(crate) fn reset_person(&mut self) {
-        self.person.clear();
-    }
-
-    pub(crate) fn person(&self) -> &Map<String, Value> {
-        &self.person
-    }
-
     /// Adds group properties. An empty map adds no entry.
     pub(crate) fn set_group(&mut self, group_type: &str, key: Option<&str>, properties: Map<String, Value>) {
         if !properties.is_empty() {
@@ -202,7 +189,7 @@ impl Overrides {
     }
 
     pub(crate) fn clear(&mut self) {
-        self.reset_person();
+        self.person.clear();
         self.reset_groups(None);
     }
 
@@ -248,13 +235,13 @@ mod tests {
     #[test]
     fn they_add_up_and_what_the_call_says_counts_more() {
         let mut overrides = Overrides::default();
-        overrides.set_person(map(json!({"plan": "free", "seats": 1})));
-        overrides.set_person(map(json!({"plan": "pro", "beta": true})));
-        assert_eq!(*overrides.person(), map(json!({"plan": "pro", "seats": 1, "beta": true})));
+        overrides.person.extend(map(json!({"plan": "free", "seats": 1})));
+        overrides.person.extend(map(json!({"plan": "pro", "beta": true})));
+        assert_eq!(overrides.person, map(json!({"plan": "pro", "seats": 1, "beta": true})));
         let mut context = FlagContext::new("u").person_property("seats", 9);
         overrides.apply_to(&mut context);
         assert_eq!(context.person_properties, map(json!({"plan": "pro", "seats": 9, "beta": true})));
-        overrides.reset_person();
+        overrides.person.clear();
         let mut context = FlagContext::new("u");
         overrides.apply_to(&mut context);
         assert_eq!(context, FlagContext::new("u"));

@@ -29,19 +29,19 @@ impl Client {
         if let Some(properties) = self.properties("person", &properties)
             && let Ok(client) = self.for_flags()
         {
-            client.shared.flags.overrides().set_person(properties);
+            client.shared.flags.overrides().person.extend(properties);
         }
     }
 
     /// The properties set with [`set_person_properties_for_flags`](Self::set_person_properties_for_flags).
     pub fn person_properties_for_flags(&self) -> Map<String, Value> {
-        self.for_flags().map(|client| client.shared.flags.overrides().person().clone()).unwrap_or_default()
+        self.for_flags().map(|client| client.shared.flags.overrides().person.clone()).unwrap_or_default()
     }
 
     /// Removes the properties set with [`set_person_properties_for_flags`](Self::set_person_properties_for_flags).
     pub fn reset_person_properties_for_flags(&self) {
         if let Ok(client) = self.for_flags() {
-            client.shared.flags.overrides().reset_person();
+            client.shared.flags.overrides().person.clear();
         }
     }
 
