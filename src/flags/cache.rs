@@ -40,7 +40,6 @@ const FLAG_COST: usize = 256;
 pub(crate) type Waiter = Box<dyn FnOnce(&Answer) + Send>;
 
 /// The cache; see the module.
-#[derive(Debug)]
 pub(crate) struct FlagCache {
     clock: Clock,
     /// Zero: nothing is kept.
@@ -62,7 +61,6 @@ struct State {
     requests: u64,
 }
 
-#[derive(Debug)]
 struct Entry {
     answer: Arc<Answer>,
     /// Number of the request that produced it.
@@ -254,12 +252,9 @@ impl Drop for InFlight {
     }
 }
 
-impl std::fmt::Debug for State {
+impl std::fmt::Debug for FlagCache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("State")
-            .field("entries", &self.entries.len())
-            .field("waiting", &self.waiting)
-            .finish_non_exhaustive()
+        f.debug_struct("FlagCache").field("entries", &self.lock().entries.len()).finish_non_exhaustive()
     }
 }
 

@@ -15,7 +15,8 @@ const MAX_KEYS: NonZeroUsize = NonZeroUsize::new(1000).expect("not zero");
 /// The negative cache; see the module.
 #[derive(Debug)]
 pub(crate) struct MissingKeys {
-    state: Mutex<State>,
+    /// The keys that were found missing in the generation.
+    state: Mutex<(Generation, LruCache<String, ()>)>,
     resets: AtomicU64,
 }
 
@@ -27,15 +28,9 @@ pub(crate) struct Generation {
     resets: u64,
 }
 
-#[derive(Debug)]
-struct State {
-    generation: Generation,
-    keys: LruCache<String, ()>,
-}
-
 impl Default for MissingKeys {
     fn default() -> Self {
-        let state = State { generation: Generation::default(), keys: LruCache::sparse(MAX_KEYS) };
+        let state = (Generation::default(), LruCache::sparse(MAX_KEYS));
         Self { state: Mutex::new(state), resets: AtomicU64::new(0) }
     }
 }
@@ -53,20 +48,20 @@ impl MissingKeys {
 
     /// Whether `key` was found missing in this generation.
     pub(crate) fn contains(&self, generation: Generation, key: &str) -> bool {
-        self.in_generation(generation).keys.get(key).is_some()
+        self.in_generation(generation).1.get(key).is_some()
     }
 
     /// Records `key` as missing in this generation. Evicts the least recently used key beyond [`MAX_KEYS`].
     pub(crate) fn insert(&self, generation: Generation, key: &str) {
-        self.in_generation(generation).keys.put(key.to_owned(), ());
+        self.in_generation(generation).1.put(key.to_owned(), ());
     }
 
     /// Locks the state. Keys of a different generation are dropped first.
-    fn in_generation(&self, generation: Generation) -> MutexGuard<'_, State> {
+    fn in_generation(&self, generation: Generation) -> MutexGuard<'_, (Generation, LruCache<String, ()>)> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.generation != generation {
-            state.keys.clear();
-            state.generation = generation;
+        if state.0 != generation {
+            state.1.clear();
+            state.0 = generation;
         }
         state
     }
@@ -84,7 +79,7 @@ mod tests {
         assert!(missing.contains(one, "a") && !missing.contains(one, "b"));
         assert!(!missing.contains(two, "a") && !missing.contains(one, "a"));
         (0..2000).for_each(|number| missing.insert(one, &number.to_string()));
-        assert_eq!(missing.in_generation(one).keys.len(), MAX_KEYS.get());
+        assert_eq!(missing.in_generation(one).1.len(), MAX_KEYS.get());
     }
 
     #[test]

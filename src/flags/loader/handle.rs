@@ -287,14 +287,12 @@ impl Loader {
 
     /// The task has ended: answers all callers that still wait.
     pub(super) fn close(&self) {
-        let (waiting, stopped) = {
+        let stopped = {
             let mut mailbox = self.mailbox();
             mailbox.is_closed = true;
-            (std::mem::take(&mut mailbox.waiting), std::mem::take(&mut mailbox.stopped))
+            std::mem::take(&mut mailbox.stopped)
         };
-        for done in waiting {
-            reentry::caught(|| done(Err(FlagDefinitionsError::Closed)));
-        }
+        self.answer(&Err(FlagDefinitionsError::Closed));
         for stopped in stopped {
             reentry::caught(stopped);
         }
@@ -304,8 +302,7 @@ impl Loader {
     pub(super) fn calls_provider(&self, _is_calling: bool) {
         #[cfg(feature = "testing")]
         {
-            let mut called_at = self.provider_called_at.lock().unwrap_or_else(PoisonError::into_inner);
-            *called_at = _is_calling.then(Instant::now);
+            *self.provider_called_at.lock().unwrap_or_else(PoisonError::into_inner) = _is_calling.then(Instant::now);
         }
     }
 

@@ -1,10 +1,10 @@
 //! The loader of flag definitions.
 //!
-//! A [`Loader`] is the handle that callers have. It holds the current definitions behind an atomic pointer: a reader
-//! never waits for a load, and sees the old set or the new one, never a mix. [`serve`] is its task, on the delivery
-//! thread's runtime. Without a secret key and a provider there is no loader, and nothing is polled.
-//!
-//! # Loading
+//! A [`Loader`] (`handle.rs`) is what callers have. It holds the current definitions behind an atomic pointer: a reader
+//! never waits for a load, and sees the old set or the new one, never a mix. [`serve`] (`task.rs`) is its task, on the
+//! delivery thread's runtime. Without a secret key and a provider there is no loader, and nothing is polled. `fetch.rs`
+//! makes one request, `provider.rs` calls the program's provider, and `kept.rs` has the form in which definitions are
+//! kept.
 //!
 //! * One load at a time. The first begins at once, the next about an interval after the end of the one before. A caller
 //!   that requests a load joins the one under way, or ends the wait for the next one, unless the server asked for that
@@ -15,25 +15,13 @@
 //!   grows.
 //! * A reset by the program clears the definitions and loads them again. The result of a load that began before is
 //!   discarded.
-//! * With a provider, the provider decides whether PostHog is asked or the provider is read. It is given the whole
-//!   document after each request, since it may have lost its copy; so requests are unconditional then. It is shut down
-//!   once.
-//!
-//! # Keeping
-//!
-//! * Changed definitions are encoded here (`kept.rs`) and written by the pipeline, which owns the store. The next
-//!   process evaluates with them before its first request, and asks only for newer ones (`ETag`). If the store loses
-//!   them, they are fetched again.
-//!
-//! # Reporting
-//!
-//! * Once per outage: that loading fails, and again if the kind of failure changes; that it works again; that an
-//!   operation of the provider fails. Once per document: flags that cannot be parsed.
+//! * With a provider, the provider decides whether PostHog is asked or the provider is read. It is shut down once.
+//! * Changed definitions are encoded here and written by the pipeline, which owns the store. The next process evaluates
+//!   with them before its first request, and asks only for newer ones (`ETag`).
+//! * Reported once per outage: that loading fails, and again if the kind of failure changes; that it works again; that
+//!   an operation of the provider fails. Once per document: flags that cannot be parsed.
 //! * The secret key is in one header of the request and nowhere else: not in errors, not in `Debug` output, not on
 //!   disk.
-//!
-//! `handle.rs` is the handle, `task.rs` the task, `fetch.rs` one request, `provider.rs` the program's provider,
-//! `kept.rs` the form in which definitions are kept.
 
 #[cfg(test)]
 mod fake;

@@ -11,7 +11,6 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -188,13 +187,13 @@ pub(super) struct ProviderCalls {
     clock: Clock,
     loader: Arc<Loader>,
     provider: Provider,
-    /// A call of a blocking provider has not returned yet.
-    is_busy: Arc<AtomicBool>,
+    /// Shared with the thread on which a blocking provider is being called.
+    in_call: Arc<()>,
 }
 
 impl ProviderCalls {
     pub(super) fn new(provider: Provider, spawn: Spawn, clock: Clock, loader: &Arc<Loader>) -> Self {
-        Self { spawn, clock, loader: Arc::clone(loader), provider, is_busy: Arc::default() }
+        Self { spawn, clock, loader: Arc::clone(loader), provider, in_call: Arc::default() }
     }
 
     pub(super) async fn should_fetch(&self) -> Result<bool, String> {
@@ -220,7 +219,7 @@ impl ProviderCalls {
 
     /// The last call. It is made even while an earlier call hangs.
     pub(super) async fn shutdown(mut self) -> Result<(), String> {
-        self.is_busy = Arc::default();
+        self.in_call = Arc::default();
         match &self.provider {
             Provider::Sync(provider) => self.on_thread(provider, |provider| provider.shutdown()).await,
             Provider::Async(provider) => self.polled(|| provider.shutdown()).await,
@@ -232,14 +231,14 @@ impl ProviderCalls {
         provider: &Arc<dyn FlagDefinitionProvider>,
         call: impl FnOnce(&dyn FlagDefinitionProvider) -> Result<T, ProviderError> + Send + 'static,
     ) -> Result<T, String> {
-        if self.is_busy.swap(true, Ordering::AcqRel) {
+        if Arc::strong_count(&self.in_call) > 1 {
             return Err("an earlier call has not returned yet".into());
         }
         let (sender, result) = oneshot::channel();
-        let (busy, provider) = (Busy(Arc::clone(&self.is_busy)), Arc::clone(provider));
+        let (in_call, provider) = (Arc::clone(&self.in_call), Arc::clone(provider));
         let run = move || {
             let result = caught(|| calling_out(|| call(&*provider).map_err(described)));
-            drop(busy);
+            drop(in_call);
             let _ = sender.send(result.unwrap_or_else(panicked));
         };
         (self.spawn)(Box::new(run)).map_err(|error| format!("cannot start a thread for the call: {error}"))?;
@@ -257,15 +256,6 @@ impl ProviderCalls {
         let Some(future) = caught(|| calling_out(call)) else { return panicked() };
         let polled = Polled { future: Some(future) };
         self.clock.within(CALL_TIMEOUT, polled).await.unwrap_or_else(|| Err(timed_out()))
-    }
-}
-
-/// Marks a blocking provider as busy until the call returns, or its thread could not be started.
-struct Busy(Arc<AtomicBool>);
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
     }
 }
 
