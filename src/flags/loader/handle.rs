@@ -95,6 +95,8 @@ const COUNTS_AS_WORKING: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub(crate) struct Loader {
     current: ArcSwapOption<LoadedFlags>,
+    /// A hash of the document that an earlier process kept. It outlives a reset before the first load, unlike `current`.
+    pub(super) restored_hash: Option<u64>,
     generation: AtomicU64,
     is_stale: AtomicBool,
     mailbox: Mutex<Mailbox>,
@@ -138,7 +140,8 @@ pub(super) enum Command {
 impl Loader {
     /// A loader that starts with the definitions an earlier process kept, if any.
     pub(crate) fn new(restored: Option<LoadedFlags>) -> Arc<Self> {
-        Arc::new(Self { current: ArcSwapOption::from_pointee(restored), ..Self::default() })
+        let restored_hash = restored.as_ref().map(|restored| restored.hash);
+        Arc::new(Self { current: ArcSwapOption::from_pointee(restored), restored_hash, ..Self::default() })
     }
 
     /// The current definitions. Never waits.

@@ -36,8 +36,8 @@ pub(crate) struct LoaderParts {
     pub(crate) clock: Clock,
     /// Starts the threads on which a blocking provider is called.
     pub(crate) spawn: Spawn,
-    /// Keeps encoded definitions for the next process. `None` removes those that are kept, which must not be used again.
-    /// Does not block.
+    /// Keeps encoded definitions for the next process. `None` removes those that are kept, which must not be used
+    /// again. Does not block.
     pub(crate) keep: Arc<dyn Fn(Option<Vec<u8>>) + Send + Sync>,
     pub(crate) report: Report,
 }
@@ -97,7 +97,7 @@ impl Drop for Poller {
 impl Poller {
     fn new(parts: LoaderParts, loader: &Arc<Loader>) -> Self {
         Self {
-            kept: loader.current().map(|restored| restored.hash),
+            kept: loader.restored_hash,
             provider: calls_of(&parts, loader),
             loader: Arc::clone(loader),
             reported: None,
@@ -220,8 +220,7 @@ impl Poller {
         self.kept = Some(loaded.hash);
     }
 
-    /// Ends a load: answers the callers that wait for it and reports a change.
-    /// Returns the wait until the next load.
+    /// Ends a load: answers the callers that wait for it, reports a change, and returns the wait until the next load.
     fn conclude(&mut self, loaded: Result<(), Error>) -> Duration {
         self.loader.set_stale(loaded.is_err());
         let has_definitions = self.loader.current().is_some();

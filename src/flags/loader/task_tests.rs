@@ -194,6 +194,18 @@ async fn kept_definitions_are_used_before_the_first_request() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reset_before_the_first_load_removes_kept_definitions() {
+    let first = Rig::new([tagged(200, ONE, "W/\"7\"")]);
+    first.load().await.unwrap();
+    let Some(bytes) = first.kept.lock().unwrap().pop().unwrap() else { panic!("nothing was kept") };
+    let next = Rig::restored(decode(&bytes), []);
+    next.loader.reset();
+    assert!(next.load().await.is_err());
+    assert_eq!((next.keys(), &next.kept.lock().unwrap()[..]), (None, &[None][..]));
+    assert!(next.network.asked.lock().unwrap().iter().all(Option::is_none));
+}
+
+#[tokio::test(start_paused = true)]
 async fn definitions_are_kept_when_changed_and_again_when_lost() {
     let rig = Rig::new([tagged(200, ONE, "1"), reply(304, ""), tagged(200, ONE, "2"), tagged(200, TWO, "3")]);
     for kept in [1, 1, 1, 2] {

@@ -1,5 +1,5 @@
-//! Definitions of feature flags, compiled from the JSON of `/flags/definitions`. References between flags and cohorts are
-//! indexes into [`Definitions`].
+//! Definitions of feature flags, compiled from the JSON of `/flags/definitions`. References between flags and cohorts
+//! are indexes into [`Definitions`].
 //!
 //! The document is an object with `flags` (a list), `cohorts` (by id), `group_type_mapping` (index to name),
 //! `property_matching_version` and `minimal_flag_called_events`. Only a document without a list of flags is rejected.
@@ -138,8 +138,8 @@ pub(super) enum Test {
     Property { name: Box<str>, of: Entity, filter: Filter },
     /// Membership in a cohort. `at` is `None` if the definitions do not contain it.
     Cohort { at: Option<usize>, is_not: bool },
-    /// Compares the value of another flag. `at` is `None` if the definitions do not contain it, `wanted` if it is a value
-    /// that no flag can have. Any variant equals `true`.
+    /// Compares the value of another flag. `at` is `None` if the definitions do not contain it, and `wanted` if it is a
+    /// value that no flag can have. Any variant equals `true`.
     Flag { at: Option<usize>, wanted: Option<FlagValue> },
     /// Conditions within those of a cohort.
     Group(Group),

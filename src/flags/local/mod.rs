@@ -498,8 +498,8 @@ impl<'d> Evaluation<'d, '_> {
         self.joined(group.is_any, group.entries.iter().map(|(test, is_negated)| (test, *is_negated)))
     }
 
-    /// Tests joined by OR (`is_any`) or AND, each with whether it is negated. A test that decides the result does so even if
-    /// others are unknown.
+    /// Tests joined by OR (`is_any`) or AND, each with whether it is negated. A test that decides the result does so
+    /// even if others are unknown.
     fn joined(
         &mut self,
         is_any: bool,
