@@ -192,7 +192,6 @@ impl Config {
                 backoff: Backoff { first: first_backoff, most: max_backoff },
                 retry_after_cap: within("retry_after_cap", self.retry_after_cap, &RETRY_AFTER_CAP)?,
                 first_send_jitter: within("first_send_jitter", self.first_send_jitter, &jitter)?,
-                ..PaceOptions::default()
             },
         })
     }
