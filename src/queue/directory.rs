@@ -282,7 +282,8 @@ fn look_at(disk: &Disk, path: PathBuf, project: String, groups: &[&str]) -> Opti
     for dir in [queue.path.clone()].into_iter().chain(group_dirs) {
         for number in shard_numbers(disk, &dir).unwrap_or_default() {
             let shard = shard_dir(&dir, number);
-            match lock_if_free(disk, &shard) {
+            // Unlike a claim, this creates no file.
+            match disk.open_locked(&shard.join("lock"), Open::ReadOnly) {
                 Ok(Some(_lock)) => queue.add(disk, &shard),
                 Ok(None) => return None,
                 // A shard that cannot be examined contributes nothing; it stays where it is.
@@ -306,11 +307,6 @@ impl OrphanedQueue {
         self.bytes = self.bytes.saturating_add(ledger.queued_bytes);
         self.oldest_at = [self.oldest_at, page.oldest_at].into_iter().flatten().min();
     }
-}
-
-/// Locks the shard unless a process holds it. Unlike a claim, this creates no file.
-fn lock_if_free(disk: &Disk, shard: &Path) -> io::Result<Option<Lock>> {
-    disk.open_locked(&shard.join("lock"), Open::ReadOnly)
 }
 
 /// Whether the last owner closed the shard with nothing in it. Reads the status page and takes no lock.

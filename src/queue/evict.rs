@@ -94,8 +94,11 @@ impl Queue {
     ) -> Result<u64, QueueError> {
         let (mut after, mut events, mut read_bytes) = (passed.up_to, 0, BYTES_MIN);
         let mut nothing_left_behind = true;
-        while !self.is_reached(until) {
+        loop {
             let excess = self.excess(until);
+            if excess == (0, 0) {
+                break;
+            }
             let wanted = if matches!(until, EvictUntil::NoneOlder { .. }) { 0 } else { excess.0 };
             read_bytes = read_bytes.max(usize::try_from(wanted).unwrap_or(usize::MAX)).min(BYTES_PER_TRANSACTION);
             let read = self.read(after, read_bytes)?;
@@ -134,14 +137,7 @@ impl Queue {
         Some(self.open_store()?.oldest(&|_| false).ok()??.1)
     }
 
-    fn is_reached(&self, until: EvictUntil) -> bool {
-        match until {
-            EvictUntil::Fits { .. } | EvictUntil::OrdinaryFit { .. } => self.excess(until) == (0, 0),
-            EvictUntil::NoneOlder { .. } => self.ledger().queued_events == 0,
-        }
-    }
-
-    /// The bytes and events by which the queue is too large.
+    /// The bytes and events by which the queue is too large; no limit while any record may be too old.
     fn excess(&self, until: EvictUntil) -> (u64, u64) {
         let ledger = self.ledger();
         match until {
@@ -149,6 +145,7 @@ impl Queue {
                 (self.row_bytes().saturating_sub(bytes), ledger.queued_events.saturating_sub(events))
             }
             EvictUntil::OrdinaryFit { bytes } => (self.row_bytes().saturating_sub(bytes), 0),
+            EvictUntil::NoneOlder { .. } if ledger.queued_events == 0 => (0, 0),
             EvictUntil::NoneOlder { .. } => (u64::MAX, u64::MAX),
         }
     }

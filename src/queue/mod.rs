@@ -183,9 +183,7 @@ impl Queue {
 
     /// From the next transaction on, dead letters take no more than this.
     pub(crate) fn bound_dead(&self, bytes: u64) {
-        if let Some(store) = self.open_store() {
-            store.bound_dead(bytes);
-        }
+        self.store.bound_dead(bytes);
     }
 
     /// Bytes that the store's file takes on disk; 0 if that cannot be determined.

@@ -70,9 +70,7 @@ impl Queue {
     /// with this one. Committer only.
     pub(crate) fn become_volatile(&self) {
         self.journal.become_unlinked();
-        if let Some(store) = self.open_store() {
-            store.become_unlinked();
-        }
+        self.store.become_unlinked();
         self.volatile.store(true, Ordering::Release);
     }
 
@@ -112,9 +110,7 @@ impl Queue {
         self.lost.store(true, Ordering::Release);
         self.journal.give_up();
         self.status.release();
-        if let Some(store) = self.open_store() {
-            store.give_up();
-        }
+        self.store.give_up();
     }
 
     /// Whether all open files have lost their names. If only the lock has, the others may be about to be deleted.

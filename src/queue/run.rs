@@ -154,13 +154,6 @@ impl StatusPage {
         self.set(Word::RunKept, now as u64);
     }
 
-    /// The owner closes the queue.
-    pub(super) fn end_run(&self) {
-        if !self.adopts {
-            self.set(Word::Closed, 1);
-        }
-    }
-
     /// Reaches the file with the next [`publish`](Self::publish) where the page is not mapped.
     fn note_heartbeat(&self, heartbeat: &Heartbeat) {
         let bit = |is_set, bit| if is_set { bit } else { 0 };

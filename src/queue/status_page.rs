@@ -118,7 +118,7 @@ impl StatusPage {
         let file = disk.open(path, Open::EnsureExists)?;
         if file.len()? < STATUS_BYTES as u64 {
             // Every block is written, so that no later store into the mapping needs a new one.
-            file.write_zeros(STATUS_BYTES as u64)?;
+            file.write_zeros(0, STATUS_BYTES as u64)?;
         }
         // The page may have been restored without its zeros. If there is no space for them, it is written by position.
         let map = map && file.fill_holes(STATUS_BYTES as u64).is_ok();
@@ -315,7 +315,9 @@ impl StatusPage {
     /// The owner closes the queue.
     pub(crate) fn mark_clean_exit(&self) {
         self.set(Word::CleanExit, 1);
-        self.end_run();
+        if !self.adopts {
+            self.set(Word::Closed, 1);
+        }
         self.publish();
     }
 

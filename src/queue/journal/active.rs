@@ -2,7 +2,7 @@
 //!
 //! **Budget.** What the journal holds must fit into the queue when it is checkpointed, and the queue has bounds. The
 //! committer, which knows how full the queue is, sets a [`Budget`]; appends obey it under the lock, so no burst can
-//! outrun the bounds. Limit appends compare one number: how far the arena may fill before any reason to refuse or to
+//! outrun the bounds. Most appends compare one number: how far the arena may fill before any reason to refuse or to
 //! notify the committer can arise is computed in advance ([`Active::recompute_fast_limits`]) whenever one of the limits
 //! changes.
 

@@ -83,7 +83,7 @@ impl Arena {
     pub(super) fn create(disk: &Disk, path: &Path, index: usize, len: usize, map: bool) -> io::Result<Self> {
         let file = disk.open(path, Open::EnsureExists)?;
         file.set_len(0)?;
-        let written = file.write_zeros(len as u64).and_then(|()| file.sync_data()).and_then(|()| {
+        let written = file.write_zeros(0, len as u64).and_then(|()| file.sync_data()).and_then(|()| {
             crash_point::reach("journal.arena.zeroed");
             file.write_all_at(0, &encode_header(None))?;
             file.sync_data()

@@ -37,31 +37,28 @@ pub(crate) struct OpenReport {
 /// Opens the store in `place`, whatever state its file is in.
 pub(super) fn open(place: &StoreDir, now: WallNanos) -> Result<(OpenDatabase, State, OpenReport), StoreError> {
     let mut report = OpenReport { damaged_file: place.finish_interrupted(now)?, ..OpenReport::default() };
-    if !place.disk.exists(&place.queue())? {
-        create(place, &mut report)?;
-        let (database, state) = open_existing(place, false)?;
-        return Ok((database, state, report));
-    }
-    let opened = if place.options.untrusted {
-        Err(StoreError::damaged("several processes in a row died while they opened it"))
+    if place.disk.exists(&place.queue())? {
+        let opened = if place.options.untrusted {
+            Err(StoreError::damaged("several processes in a row died while they opened it"))
+        } else {
+            open_existing(place, place.options.check_integrity)
+        };
+        match opened {
+            Ok((database, state)) => {
+                let witnessed = place.options.witness.map_or(0, |witness| witness.accepted);
+                report.behind_witness = witnessed.saturating_sub(state.ledger.accepted);
+                return Ok((database, state, report));
+            }
+            Err(error) if error.is_damage() => report.damage = Some(in_full(&error)),
+            Err(error) => return Err(error),
+        }
+        rebuild_from(place, &mut report)?;
+        report.damaged_file = Some(place.install_beside_damaged(now)?);
     } else {
-        open_existing(place, place.options.check_integrity)
-    };
-    match opened {
-        Ok((database, state)) => {
-            let witnessed = place.options.witness.map_or(0, |witness| witness.accepted);
-            report.behind_witness = witnessed.saturating_sub(state.ledger.accepted);
-            Ok((database, state, report))
-        }
-        Err(error) if error.is_damage() => {
-            report.damage = Some(in_full(&error));
-            rebuild_from(place, &mut report)?;
-            report.damaged_file = Some(place.install_beside_damaged(now)?);
-            let (database, state) = open_existing(place, false)?;
-            Ok((database, state, report))
-        }
-        Err(error) => Err(error),
+        create(place, &mut report)?;
     }
+    let (database, state) = open_existing(place, false)?;
+    Ok((database, state, report))
 }
 
 /// Replaces a file that could not be synced by a copy, which gets the name only when it is durable. If something was

@@ -170,9 +170,9 @@ impl<'a> Salvage<'a> {
 
     fn copy_table(
         &mut self,
-        table: Table,
+        table: TableDefinition<'_, &'static [u8], &'static [u8]>,
         width: usize,
-        sink: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), StoreError>,
+        sink: Sink<'_>,
     ) -> Result<(), StoreError> {
         let mut ranges = VecDeque::from([0..=(1_u128 << (8 * width)) - 1]);
         while let Some(range) = ranges.pop_front() {
@@ -190,11 +190,11 @@ impl<'a> Salvage<'a> {
     /// Reads a range from its start, or backwards from its end, until a step fails. Returns the part that was not reached.
     fn copy_range(
         &mut self,
-        table: Table,
+        table: TableDefinition<'_, &'static [u8], &'static [u8]>,
         width: usize,
         range: RangeInclusive<u128>,
         backwards: bool,
-        sink: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), StoreError>,
+        sink: Sink<'_>,
     ) -> Result<Option<RangeInclusive<u128>>, StoreError> {
         let Some(db) = self.db.as_ref().filter(|_| !range.is_empty()) else { return Ok(None) };
         let (mut low, mut high) = (*range.start(), *range.end());
@@ -257,7 +257,7 @@ impl Drop for Salvage<'_> {
     }
 }
 
-type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
+type Sink<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<(), StoreError>;
 
 /// The key of `width` bytes that sorts as `number` does.
 fn key_bytes(number: u128, width: usize) -> Vec<u8> {

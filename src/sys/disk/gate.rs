@@ -41,13 +41,12 @@ pub(crate) trait Gate: Send + Sync + Debug {
 
 /// The decision of a [`Gate`].
 #[derive(Debug)]
+#[cfg_attr(not(test), allow(dead_code, reason = "constructed by tests"))]
 pub(crate) enum Verdict {
     Go,
     /// Fail the call with this error.
-    #[cfg_attr(not(test), allow(dead_code, reason = "constructed by tests"))]
     Fail(io::Error),
     /// Write at most this number of bytes; only for writes.
-    #[cfg_attr(not(test), allow(dead_code, reason = "constructed by tests"))]
     Short(usize),
 }
 

@@ -59,7 +59,7 @@ fn links_are_not_followed_and_replaced_files_are_noticed() {
 fn what_is_written_to_a_shared_mapping_is_read_from_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let file = Disk::default().open(&dir.path().join("f"), Open::CreateNew).unwrap();
-    file.write_zeros(8192).unwrap();
+    file.write_zeros(0, 8192).unwrap();
     let mapping = file.map(8192).unwrap();
     assert!(mapping.write(16, b"eleven byte"));
     let mut back = [0xFF; 16];
