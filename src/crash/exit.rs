@@ -136,8 +136,13 @@ pub(crate) trait ExitObserver: Send + Sync {
     fn on_exit(&self, status: Option<i32>);
 }
 
-/// The observers, each with the process that registered it.
-static OBSERVERS: Mutex<Vec<((u32, u64), Weak<dyn ExitObserver>)>> = Mutex::new(Vec::new());
+/// An observer, and the process that registered it.
+struct Registration {
+    process: (u32, u64),
+    observer: Weak<dyn ExitObserver>,
+}
+
+static OBSERVERS: Mutex<Vec<Registration>> = Mutex::new(Vec::new());
 /// Forked children inherit it, as they inherit the registration with the C library.
 static REGISTERED: AtomicBool = AtomicBool::new(false);
 /// In a forked child, a thread that does not exist there may hold the lock.
@@ -150,8 +155,8 @@ pub(crate) fn observe_exit(observer: Weak<dyn ExitObserver>) -> bool {
         return false;
     }
     let Some(mut observers) = lock_within(&OBSERVERS, LOCK_WAIT) else { return false };
-    observers.retain(|(_, observer)| observer.strong_count() > 0);
-    observers.push((this_process(), observer));
+    observers.retain(|known| known.observer.strong_count() > 0);
+    observers.push(Registration { process: this_process(), observer });
     true
 }
 
@@ -163,8 +168,8 @@ fn this_process() -> (u32, u64) {
 fn notify_observers(status: Option<i32>) {
     let this_process = this_process();
     let Some(observers) = lock_within(&OBSERVERS, LOCK_WAIT) else { return };
-    let ours = observers.iter().filter(|(process, _)| *process == this_process);
-    let ours: Vec<_> = ours.filter_map(|(_, observer)| observer.upgrade()).collect();
+    let ours = observers.iter().filter(|known| known.process == this_process);
+    let ours: Vec<_> = ours.filter_map(|known| known.observer.upgrade()).collect();
     drop(observers);
     for observer in ours {
         observer.on_exit(status);
@@ -262,28 +267,15 @@ mod tests {
             ("panicked", gone().but(|of| of.fatal = panic), ExitCause::Panicked),
             (
                 "panicked and exited",
-                gone().but(|of| {
-                    of.fatal = panic;
-                    of.run.exit = Some(Some(101));
-                }),
+                gone().but(|of| (of.fatal, of.run.exit) = (panic, Some(Some(101)))),
                 ExitCause::Panicked,
             ),
             (
                 "faulted after closing",
-                gone().but(|of| {
-                    of.fatal = fault;
-                    of.run.closed = true;
-                }),
+                gone().but(|of| (of.fatal, of.run.closed) = (fault, true)),
                 ExitCause::Signal(11),
             ),
-            (
-                "drained",
-                gone().but(|of| {
-                    of.run.dying_of = Some(15);
-                    of.run.closed = true;
-                }),
-                ExitCause::Signal(15),
-            ),
+            ("drained", gone().but(|of| (of.run.dying_of, of.run.closed) = (Some(15), true)), ExitCause::Signal(15)),
             ("killed while draining", gone().but(|of| of.run.dying_of = Some(15)), ExitCause::Killed),
             ("restarted while draining", restarted(1).but(|of| of.run.dying_of = Some(15)), ExitCause::Unknown),
             ("killed", gone(), ExitCause::Killed),
@@ -294,10 +286,7 @@ mod tests {
             ("oom in a new group", gone().but(|of| of.oom = oom(1, 9, 4)), ExitCause::Killed),
             (
                 "oom, uncounted then",
-                gone().but(|of| {
-                    of.run.heartbeat.oom = None;
-                    of.oom = oom(1, 2, 4);
-                }),
+                gone().but(|of| (of.run.heartbeat.oom, of.oom) = (None, oom(1, 2, 4))),
                 ExitCause::Killed,
             ),
             ("oom, uncounted now", gone().but(|of| of.oom = None), ExitCause::Killed),
@@ -318,10 +307,7 @@ mod tests {
             ),
             (
                 "extreme values",
-                restarted(1).but(|of| {
-                    of.run.heartbeat.at = i64::MIN;
-                    of.booted_at = Some(i64::MAX);
-                }),
+                restarted(1).but(|of| (of.run.heartbeat.at, of.booted_at) = (i64::MIN, Some(i64::MAX))),
                 ExitCause::Unknown,
             ),
         ];

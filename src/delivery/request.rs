@@ -99,7 +99,7 @@ impl DeliveryOptions {
                 max_answer = V1_ANSWER_BYTES.saturating_add(results).min(V1_ANSWER_BYTES_MOST);
             }
         }
-        Request { url, headers, body: body.bytes, max_answer, ..Request::default() }
+        Request { url, headers, body: body.bytes, max_answer }
     }
 
     /// The body of an attempt made `now`, with these records in order.

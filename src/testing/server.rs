@@ -285,13 +285,8 @@ mod tests {
 
     fn post(server: &Server, encoding: &str, body: &[u8]) -> Result<(), String> {
         let headers = vec![("Content-Encoding", encoding.to_owned())];
-        let request = Request {
-            url: "http://posthog.test/batch/".into(),
-            headers,
-            body: body.to_vec(),
-            max_answer: 1024,
-            ..Request::default()
-        };
+        let request =
+            Request { url: "http://posthog.test/batch/".into(), headers, body: body.to_vec(), max_answer: 1024 };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(server.send(request)).map(drop).map_err(|error| error.describe())
     }

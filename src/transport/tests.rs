@@ -32,7 +32,7 @@ pub(super) fn transport(options: TransportOptions) -> Transport {
 
 pub(super) fn request(url: &str) -> Request {
     let headers = vec![("content-type", "application/json".to_owned())];
-    Request { url: url.into(), headers, body: b"{}".to_vec(), max_answer: MAX_RESPONSE_BYTES, ..Request::default() }
+    Request { url: url.into(), headers, body: b"{}".to_vec(), max_answer: MAX_RESPONSE_BYTES }
 }
 
 /// Reads one request (head and a body of two bytes) and writes `answer`.

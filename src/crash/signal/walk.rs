@@ -20,12 +20,11 @@ use crate::crash::stack::store_frame;
 use crate::crash::symbols::loader;
 
 type Tables = UnwinderNative<&'static [u8], MustNotAllocateDuringUnwind>;
-type Cache = CacheNative<MustNotAllocateDuringUnwind>;
 
 /// Everything that a walk needs. Leaked, because a handler may be using it at any time.
 struct Walker {
     tables: Tables,
-    cache: Cache,
+    cache: CacheNative<MustNotAllocateDuringUnwind>,
     code: Vec<Range<u64>>,
 }
 
@@ -41,7 +40,7 @@ const PAGE: u64 = 4096;
 
 /// Locates the unwind tables of all loaded images.
 pub(super) fn prepare() {
-    let mut walker = Walker { tables: Tables::new(), cache: Cache::new_in(), code: Vec::new() };
+    let mut walker = Walker { tables: Tables::new(), cache: CacheNative::new_in(), code: Vec::new() };
     loader::each_image(&mut |info, segments| {
         add_object(info.dlpi_addr, segments, &mut walker);
         ControlFlow::Continue(())

@@ -56,7 +56,7 @@ struct Known {
     names: LruCache<(Box<[u8]>, u64), Vec<Symbol>>,
     /// By path: device, inode, length and last change of the file when it was checked, and whether it has the build id
     /// of the loaded image.
-    files: HashMap<Box<str>, ((u64, u64, u64, i64, i64), bool)>,
+    files: HashMap<Box<str>, ([u64; 5], bool)>,
     /// Debug information by build id, while a request body is composed; `None` if there is none, or not enough memory.
     opened: HashMap<Box<[u8]>, Option<DebugFile>>,
 }
@@ -123,7 +123,8 @@ impl Known {
     fn trusts(&mut self, loaded: &Image<'_>) -> bool {
         let Ok(file) = File::open(loaded.path) else { return false };
         let Some(found) = file.metadata().ok().filter(Metadata::is_file) else { return false };
-        let version = (found.dev(), found.ino(), found.len(), found.mtime(), found.mtime_nsec());
+        let (seconds, nanos) = (found.mtime().cast_unsigned(), found.mtime_nsec().cast_unsigned());
+        let version = [found.dev(), found.ino(), found.len(), seconds, nanos];
         if let Some((seen, is_trusted)) = self.files.get(loaded.path)
             && *seen == version
         {
