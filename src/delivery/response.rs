@@ -275,7 +275,7 @@ mod tests {
             ResponseKind::Refused { by_posthog: true, .. } => "refused",
             ResponseKind::Refused { by_posthog: false, .. } => "split",
             ResponseKind::Paused { .. } => "paused",
-            ResponseKind::Failed { .. } => "failed",
+            ResponseKind::Failed => "failed",
         }
     }
 
