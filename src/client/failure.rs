@@ -17,8 +17,6 @@ const ANOTHER: &str = "choose a directory on a local disk that this user may wri
 /// Bytes of a new queue's files besides the arena and the reserve: the store and the status page.
 const REST_BYTES: u64 = 1024 * 1024;
 
-type Source = Box<dyn StdError + Send + Sync>;
-
 /// Where a queue was to be opened.
 pub(super) struct Place {
     dir: PathBuf,
@@ -67,7 +65,7 @@ fn unreachable_endpoint(error: TransportError) -> Error {
 
 fn unusable(error: QueueError, place: &Place) -> Error {
     let path = place.dir.clone();
-    let (at, source): (PathBuf, Source) = match error {
+    let (at, source): (PathBuf, Box<dyn StdError + Send + Sync>) = match error {
         QueueError::Io { path: at, source }
         | QueueError::JournalFile { path: at, source }
         | QueueError::Store { dir: at, source: StoreError::Io(source) | StoreError::NoSpace(source) } => {

@@ -1,7 +1,5 @@
 //! Settings of feature flags.
 
-use std::num::NonZeroUsize;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,15 +18,11 @@ pub(crate) struct FlagOptions {
     protocol: FlagsProtocol,
     request_timeout: Duration,
     request_max_retries: u32,
-    only_locally: bool,
-    cache_ttl: Duration,
-    cache_size: usize,
-    called_size: usize,
-    send_events: bool,
     secret_key: Option<String>,
     poll_interval: Duration,
     provider: Option<Provider>,
     keep_definitions: bool,
+    evaluation: FlagSettings,
 }
 
 impl Default for FlagOptions {
@@ -37,15 +31,17 @@ impl Default for FlagOptions {
             protocol: FlagsProtocol::default(),
             request_timeout: FLAG_REQUEST_TIMEOUT_DEFAULT,
             request_max_retries: FLAG_REQUEST_MAX_RETRIES_DEFAULT,
-            only_locally: false,
-            cache_ttl: FLAG_CACHE_TTL_DEFAULT,
-            cache_size: FLAG_CACHE_SIZE_DEFAULT,
-            called_size: FLAG_CALLED_SIZE_DEFAULT,
-            send_events: true,
             secret_key: None,
             poll_interval: FLAG_POLL_INTERVAL_DEFAULT,
             provider: None,
             keep_definitions: true,
+            evaluation: FlagSettings {
+                only_locally: false,
+                cache_ttl: FLAG_CACHE_TTL_DEFAULT,
+                cache_size: FLAG_CACHE_SIZE_DEFAULT,
+                called_size: FLAG_CALLED_SIZE_DEFAULT,
+                send_events: true,
+            },
         }
     }
 }
@@ -58,9 +54,9 @@ pub(crate) struct FlagSettings {
     /// How long a response is fresh.
     pub(crate) cache_ttl: Duration,
     /// The number of cached responses.
-    pub(crate) cache_size: NonZeroUsize,
+    pub(crate) cache_size: usize,
     /// The number of remembered reads.
-    pub(crate) called_size: NonZeroUsize,
+    pub(crate) called_size: usize,
     /// Reads capture `$feature_flag_called`.
     pub(crate) send_events: bool,
 }
@@ -95,7 +91,7 @@ impl Config {
     /// [`FlagContext::only_locally`](crate::feature_flags::FlagContext::only_locally) overrides this for one call.
     /// Default: off.
     pub fn only_evaluate_flags_locally(mut self, only: bool) -> Self {
-        self.flags.only_locally = only;
+        self.flags.evaluation.only_locally = only;
         self
     }
 
@@ -103,7 +99,7 @@ impl Config {
     /// see [`Client::evaluate_flags`](crate::Client::evaluate_flags). Default 60 s, most one day. Zero disables the
     /// cache, for outages too.
     pub fn flag_cache_ttl(mut self, ttl: Duration) -> Self {
-        self.flags.cache_ttl = ttl;
+        self.flags.evaluation.cache_ttl = ttl;
         self
     }
 
@@ -111,7 +107,7 @@ impl Config {
     /// keys. The least recently used is evicted first. A response takes about as much memory as its flags and payloads.
     /// Default 1000, least 1, most 1,000,000.
     pub fn flag_cache_size(mut self, contexts: usize) -> Self {
-        self.flags.cache_size = contexts;
+        self.flags.evaluation.cache_size = contexts;
         self
     }
 
@@ -119,7 +115,7 @@ impl Config {
     /// combination of person, groups and flag. The least recently used is evicted first, and is captured again if it
     /// recurs. About 80 bytes each. Default 50,000, least 1, most 10,000,000.
     pub fn flag_called_cache_size(mut self, reads: usize) -> Self {
-        self.flags.called_size = reads;
+        self.flags.evaluation.called_size = reads;
         self
     }
 
@@ -128,7 +124,7 @@ impl Config {
     /// [`FlagContext::send_feature_flag_events`](crate::feature_flags::FlagContext::send_feature_flag_events) turns it
     /// off for one call. Default: on.
     pub fn send_feature_flag_events(mut self, on: bool) -> Self {
-        self.flags.send_events = on;
+        self.flags.evaluation.send_events = on;
         self
     }
 
@@ -172,15 +168,11 @@ impl Config {
     }
 
     pub(super) fn flag_settings(&self) -> Result<FlagSettings, Error> {
-        let settings = &self.flags;
+        let settings = &self.flags.evaluation;
         within("flag_cache_ttl", settings.cache_ttl, &FLAG_CACHE_TTL)?;
-        Ok(FlagSettings {
-            only_locally: settings.only_locally,
-            cache_ttl: settings.cache_ttl,
-            cache_size: size("flag_cache_size", settings.cache_size, &FLAG_CACHE_SIZE)?,
-            called_size: size("flag_called_cache_size", settings.called_size, &FLAG_CALLED_SIZE)?,
-            send_events: settings.send_events,
-        })
+        within("flag_cache_size", settings.cache_size, &FLAG_CACHE_SIZE)?;
+        within("flag_called_cache_size", settings.called_size, &FLAG_CALLED_SIZE)?;
+        Ok(settings.clone())
     }
 
     /// `None`: there is neither a secret key nor a provider.
@@ -217,11 +209,6 @@ impl Config {
             max_retries: within("flag_request_max_retries", settings.request_max_retries, &FLAG_REQUEST_MAX_RETRIES)?,
         })
     }
-}
-
-/// Checks a size. The bounds of all sizes start at one, so the fallback to `MIN` is never used.
-fn size(field: &'static str, value: usize, bounds: &RangeInclusive<usize>) -> Result<NonZeroUsize, Error> {
-    Ok(NonZeroUsize::new(within(field, value, bounds)?).unwrap_or(NonZeroUsize::MIN))
 }
 
 /// Checks the key. Errors do not contain any part of it.

@@ -42,7 +42,7 @@ pub(crate) struct EngineParts {
     pub(crate) transport: Arc<dyn Http>,
     /// Wall time.
     pub(crate) clock: Clock,
-    /// Receives every notice.
+    /// Receives every diagnostic.
     pub(crate) report: Report,
     /// Observes decided events.
     pub(crate) on_delivery: Option<Arc<dyn DeliveryObserver>>,

@@ -11,18 +11,20 @@
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use super::advice::explain_queue;
 use super::bounds::Bounds;
 use super::mailbox::Commands;
-use super::recovery::{RETRY_FIRST, Reach, Reopening};
+use super::recovery::{RETRY_FIRST, Reach};
 use super::shared::{Pipeline, lock};
 use super::shutdown::Stopping;
 use super::source::OWN;
 use super::threads::Threads;
 use crate::crash;
 use crate::queue::journal::ARENAS_MAX;
+use crate::queue::{Finding, QueueError};
 use crate::report::{Diagnostic, PersistError};
 
 /// How long the thread stays awake after it has answered a waiting caller. A caller that awaited a receipt often awaits
@@ -78,8 +80,8 @@ pub(super) struct Committer {
     pub(super) retry_delay: Duration,
     pub(super) bounds: Bounds,
     pub(super) reach: Reach,
-    /// Set while the store is being opened again.
-    pub(super) reopening: Option<Reopening>,
+    /// Receives the result while the store is being opened again.
+    pub(super) reopening: Option<Receiver<Result<Vec<Finding>, QueueError>>>,
     /// When to try again to create a spare arena, after a failure.
     pub(super) free_arena_after: Option<Instant>,
     /// The same, while records wait for it.

@@ -9,8 +9,8 @@
 //! That is known only once the record is accepted; until then the entry keeps every outcome reported for its uuid.
 
 use std::collections::HashMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
 use uuid::Uuid;
 
@@ -177,17 +177,15 @@ impl Outcomes {
 }
 
 /// Observes decided events for callers that wait for one, and for the program's own callback.
-pub(super) struct OutcomeObserver(pub(super) Arc<Pipeline>);
-
-impl DeliveryObserver for OutcomeObserver {
+impl DeliveryObserver for Pipeline {
     fn is_listening(&self) -> bool {
-        self.0.options.on_delivery.is_some() || self.0.outcomes.is_awaited()
+        self.options.on_delivery.is_some() || self.outcomes.is_awaited()
     }
 
     fn notify(&self, ids: &[EventId], delivery: &DeliveryNotice<'_>) {
         // Before the program's callback, which may panic.
-        self.0.outcomes.notify(ids, delivery);
-        if let Some(own) = &self.0.options.on_delivery {
+        self.outcomes.notify(ids, delivery);
+        if let Some(own) = &self.options.on_delivery {
             own(delivery);
         }
     }

@@ -27,9 +27,6 @@ const RETRY_MOST: Duration = Duration::from_secs(30);
 /// How long a turn waits for the store to be opened again.
 const REOPEN_IN_TURN: Duration = Duration::from_millis(100);
 
-/// Receives the result of opening the store again.
-pub(super) type Reopening = Receiver<Result<Vec<Finding>, QueueError>>;
-
 /// When to look again for a directory that is out of reach.
 #[derive(Debug)]
 pub(super) struct Reach {
@@ -185,7 +182,7 @@ impl Committer {
 
 impl Pipeline {
     /// Opens the store on a new thread. If the system has no thread to give, the calling thread does it.
-    fn begin_reopening(self: &Arc<Self>) -> Reopening {
+    fn begin_reopening(self: &Arc<Self>) -> Receiver<Result<Vec<Finding>, QueueError>> {
         // Until it is open, delivery finds the queue busy instead of waiting for the lock of the store.
         self.is_reopening.store(true, Ordering::Release);
         let now = self.options.clock.wall_nanos();

@@ -19,7 +19,7 @@ use super::life::{Life, PreviousRun};
 use super::mailbox::Mailbox;
 use super::options::{Lane, PipelineOptions};
 use super::orphans::{Orphans, avoided_at_start};
-use super::outcomes::{OutcomeObserver, Outcomes};
+use super::outcomes::Outcomes;
 use super::shared::Pipeline;
 use super::threads::{OpeningPermit, Threads};
 use super::waiters::Receipts;
@@ -210,7 +210,7 @@ pub(super) fn open(
     match open_shard(&options, &orphans, &mut skipped, now) {
         Ok(own) => Ok(assemble(options, network, own, None, (skipped, orphans), threads)),
         Err(StartError::Queue(error)) if options.memory_fallback => {
-            let own = in_memory(&options)?;
+            let own = (in_memory(&options)?, None);
             let problem = explain_queue(&options.disk, &error);
             Ok(assemble(options, network, own, Some(problem), (skipped, orphans), threads))
         }
@@ -229,19 +229,19 @@ fn open_in_memory(
     orphans: Arc<Orphans>,
     threads: Arc<Threads>,
 ) -> Result<Arc<Pipeline>, StartError> {
-    let own = in_memory(&options)?;
+    let own = (in_memory(&options)?, None);
     Ok(assemble(options, network, own, Some(problem), (Vec::new(), orphans), threads))
 }
 
 fn assemble(
     mut options: PipelineOptions,
     network: Network,
-    own: Own,
+    (opened, slow): (Opened, Option<(PathBuf, Predecessor)>),
     problem: Option<String>,
     (skipped, orphans): (Vec<(u32, String)>, Arc<Orphans>),
     threads: Arc<Threads>,
 ) -> Arc<Pipeline> {
-    let Own { opened: Opened { queue: shard, replayed, findings, before }, slow } = own;
+    let Opened { queue: shard, replayed, findings, before } = opened;
     let memory_backed = shard.is_volatile() || matches!(file_system(&options, shard.dir()), Some(FileSystem::Memory));
     if memory_backed {
         options.limits.queue_bytes = options.limits.queue_bytes.min(memory_queue_bytes());
@@ -349,7 +349,7 @@ fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
         transport: pipeline.network.http(),
         clock: options.clock.clone(),
         report: Arc::clone(&options.report),
-        on_delivery: Some(Arc::new(OutcomeObserver(Arc::clone(pipeline)))),
+        on_delivery: Some(Arc::clone(pipeline) as Arc<dyn delivery::DeliveryObserver>),
         next_attempt,
         seed: random_u64(),
     };
@@ -416,23 +416,16 @@ const IN_TIME: u32 = 3;
 /// would create another shard.
 const UNOPENED_MAX: u32 = 16;
 
-/// The shard that belongs to this pipeline.
-#[derive(Debug)]
-pub(super) struct Own {
-    pub(super) opened: Opened,
-    /// The first shard that did not open in time: its directory, and what its last owner left.
-    pub(super) slow: Option<(PathBuf, Predecessor)>,
-}
-
 /// Opens the first shard that can be claimed and opened in time. Others are reported and left as they are, whether they
 /// have a newer format, are damaged or belong to another user: a process does not fail because of what another one
-/// left. A shard that takes too long is left to its thread.
+/// left. A shard that takes too long is left to its thread; of the first of these, its directory and what its last owner
+/// left are returned too.
 pub(super) fn open_shard(
     options: &PipelineOptions,
     orphans: &Arc<Orphans>,
     skipped: &mut Vec<(u32, String)>,
     now: WallNanos,
-) -> Result<Own, StartError> {
+) -> Result<(Opened, Option<(PathBuf, Predecessor)>), StartError> {
     let disk = &options.disk;
     if options.queue.queue_dir.as_os_str().is_empty() {
         return Err(QueueError::NoDirectory.into());
@@ -445,7 +438,7 @@ pub(super) fn open_shard(
         let (number, error) = match claim(disk, &project_dir, &unusable) {
             Ok(claim) if claim.is_new() => {
                 let opened = Queue::open(disk, &options.queue, claim, now)?;
-                return Ok(Own { opened, slow });
+                return Ok((opened, slow));
             }
             Ok(claim) => {
                 let (number, dir) = (claim.number(), claim.dir().to_path_buf());
@@ -453,7 +446,7 @@ pub(super) fn open_shard(
                 let most = options.open_timeout / IN_TIME;
                 match orphans.open_in_time(disk, options.queue.clone(), claim, now, most) {
                     Err(error) => return Err(StartError::Thread(error)),
-                    Ok(Some(Ok(Some(opened)))) => return Ok(Own { opened, slow }),
+                    Ok(Some(Ok(Some(opened)))) => return Ok((opened, slow)),
                     Ok(Some(Err(error))) if unopened < UNOPENED_MAX => {
                         unopened += 1;
                         (number, error)
@@ -493,8 +486,7 @@ fn abbreviated(api_key: &str) -> String {
 }
 
 /// Creates a shard in memory.
-pub(super) fn in_memory(options: &PipelineOptions) -> Result<Own, StartError> {
+pub(super) fn in_memory(options: &PipelineOptions) -> Result<Opened, StartError> {
     let queue = Queue::volatile(&options.disk, &options.queue)?;
-    let opened = Opened { queue, replayed: 0, findings: Vec::new(), before: Predecessor::default() };
-    Ok(Own { opened, slow: None })
+    Ok(Opened { queue, replayed: 0, findings: Vec::new(), before: Predecessor::default() })
 }

@@ -29,9 +29,6 @@ use super::shared::{Pipeline, lock};
 use crate::delivery::{self, DeliveryHandle, EngineParts};
 use crate::sys::reentry;
 
-/// An engine for the delivery thread, and how others talk to it.
-type EngineOf = (EngineParts, DeliveryHandle);
-
 /// What the lanes of a client share: their two threads.
 #[derive(Default)]
 pub(super) struct Threads {
@@ -53,7 +50,7 @@ struct Lanes {
 
 struct DeliveryThread {
     runtime: Handle,
-    engines: UnboundedSender<EngineOf>,
+    engines: UnboundedSender<(EngineParts, DeliveryHandle)>,
     /// The engines of all lanes: they are asleep while the thread is.
     #[cfg(feature = "testing")]
     handles: Arc<Mutex<Vec<DeliveryHandle>>>,
@@ -88,7 +85,7 @@ impl Threads {
     /// well, and is waited for at its end.
     pub(super) fn deliver(
         &self,
-        engine: EngineOf,
+        engine: (EngineParts, DeliveryHandle),
         beside: Option<impl Future<Output = ()> + Send + 'static>,
     ) -> io::Result<()> {
         if let Some(delivery) = self.delivery.get() {
@@ -164,7 +161,7 @@ impl Threads {
 }
 
 /// Runs every engine that is added, until the last of them has ended.
-async fn serve_all(mut added: UnboundedReceiver<EngineOf>) {
+async fn serve_all(mut added: UnboundedReceiver<(EngineParts, DeliveryHandle)>) {
     let mut engines = JoinSet::new();
     loop {
         tokio::select! {

@@ -15,13 +15,11 @@ use crate::report::{DeliveryReport, EndpointStatus, FlushReport, PersistError};
 
 #[derive(Debug, Default)]
 struct Waiting {
-    list: Vec<Waiter>,
+    /// Sequence numbers, and the promises for them.
+    list: Vec<(u64, Promise<Result<(), PersistError>>)>,
     /// No more syncs are made.
     closed: bool,
 }
-
-/// A sequence number, and the promise for it.
-type Waiter = (u64, Promise<Result<(), PersistError>>);
 
 #[derive(Debug, Default)]
 pub(super) struct Receipts {

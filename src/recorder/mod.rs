@@ -9,15 +9,14 @@
 //!   client ends, whichever comes first. No event is missing from the sum. The delivery thread calls back when an
 //!   interval has passed, and only while something may be held back.
 //!
-//! `grouping.rs` says which diagnostics belong together. The diagnostics themselves and their texts are in the module
-//! `report`.
+//! The diagnostics themselves and their texts are in the module `report`.
 
 #[cfg(test)]
 pub(crate) mod captured_log;
-mod grouping;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,8 +25,6 @@ use crate::sys::clock::{Clock, WallNanos};
 use crate::sys::limits::{DETAIL_KEPT, DIAGNOSTICS_KEPT, NAME_KEPT, beginning, foreign};
 use crate::sys::reentry;
 use crate::sys::throttle::SharedThrottle;
-
-use grouping::Subject;
 
 /// At most one log line of a kind and subject in this time.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
@@ -39,9 +36,6 @@ const SUBJECTS_MOST: usize = 8;
 /// The program's callback for diagnostics.
 pub(crate) type DiagnosticHook = Arc<dyn Fn(&Diagnostic) + Send + Sync>;
 
-/// Schedules a call of [`Diagnostics::log_due`] after a time; `false` if that is not possible.
-type Scheduler = Box<dyn Fn(Duration) -> bool + Send + Sync>;
-
 /// The recorder of a client's diagnostics.
 pub(crate) struct Diagnostics {
     hook: Option<DiagnosticHook>,
@@ -49,7 +43,8 @@ pub(crate) struct Diagnostics {
     /// By [`DropReason`]. Counts without a lock or an allocation, because it is part of a capture.
     drops: [SharedThrottle; DropReason::COUNT],
     state: Mutex<State>,
-    scheduler: OnceLock<Scheduler>,
+    /// Schedules a call of [`Diagnostics::log_due`] after a time; `false` if that is not possible.
+    scheduler: OnceLock<Box<dyn Fn(Duration) -> bool + Send + Sync>>,
 }
 
 #[derive(Debug, Default)]
@@ -277,6 +272,84 @@ impl Logged {
         let period = (self.held_back > 0).then(|| now.saturating_duration_since(self.at));
         (self.at, self.held_back) = (now, 0);
         Line { diagnostic: self.newest.clone(), others, period }
+    }
+}
+
+/// How diagnostics are grouped for the log: which belong together, and which end which.
+impl Diagnostic {
+    fn is_for_information(&self) -> bool {
+        self.is_recovery() || matches!(self, Diagnostic::StoreVerified | Diagnostic::KeyMissing)
+    }
+
+    /// Whether this is the end of a problem. Lines held back about the problem are logged first.
+    fn is_recovery(&self) -> bool {
+        matches!(
+            self,
+            Diagnostic::EndpointRecovered | Diagnostic::StorageRecovered | Diagnostic::FlagDefinitionsRecovered
+        )
+    }
+
+    /// The kind of recovery that this diagnostic contradicts.
+    fn contradicts(&self) -> Option<&'static str> {
+        match self {
+            Diagnostic::EndpointFailing { .. } | Diagnostic::NotPostHog { .. } | Diagnostic::Paused { .. } => {
+                Some(Diagnostic::EndpointRecovered.kind())
+            }
+            Diagnostic::StorageFailing { .. } => Some(Diagnostic::StorageRecovered.kind()),
+            Diagnostic::FlagDefinitionsUnavailable { .. } => Some(Diagnostic::FlagDefinitionsRecovered.kind()),
+            _ => None,
+        }
+    }
+
+    /// The subject among diagnostics of the same kind.
+    fn subject(&self) -> Subject {
+        match self {
+            Diagnostic::CallbackPanicked { callback } => Subject::of(callback),
+            Diagnostic::InputIgnored { what } | Diagnostic::NetworkConfig { what } => Subject::of(what),
+            Diagnostic::EventsLost { after_restart, .. } => Subject::of(after_restart),
+            Diagnostic::Evicted { for_age, .. } => Subject::of(for_age),
+            Diagnostic::DeliveryWarning { details, .. } => Subject::of(details),
+            Diagnostic::FlagCacheFailed { operation, .. } => Subject::of(operation),
+            Diagnostic::InMemory { path, .. }
+            | Diagnostic::QueueSalvaged { path, .. }
+            | Diagnostic::QueueDirEphemeral { path, .. }
+            | Diagnostic::OrphanedQueue { path, .. }
+            | Diagnostic::QueueSkipped { path, .. }
+            | Diagnostic::LeftOnDisk { path, .. } => Subject::of(path),
+            Diagnostic::CrashReportUnreadable { path, .. } => Subject::of(path),
+            _ => Subject::default(),
+        }
+    }
+
+    /// Adds the count of an earlier diagnostic of the same kind and subject.
+    fn add(&mut self, earlier: &Diagnostic) {
+        match (self, earlier) {
+            (Diagnostic::Dropped { count: sum, .. }, Diagnostic::Dropped { count: more, .. })
+            | (Diagnostic::Evicted { events: sum, .. }, Diagnostic::Evicted { events: more, .. })
+            | (Diagnostic::EventsLost { events: sum, .. }, Diagnostic::EventsLost { events: more, .. })
+            | (Diagnostic::MemoryQueueLost { events: sum }, Diagnostic::MemoryQueueLost { events: more })
+            | (Diagnostic::DeliveryWarning { events: sum, .. }, Diagnostic::DeliveryWarning { events: more, .. })
+            | (
+                Diagnostic::FlagRequestsFailed { requests: sum, .. },
+                Diagnostic::FlagRequestsFailed { requests: more, .. },
+            ) => {
+                *sum = sum.saturating_add(*more);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The subject of a diagnostic among those of its kind, such as a path or a setting, as a hash. The default is for
+/// kinds without subjects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Subject(u64);
+
+impl Subject {
+    fn of(what: &impl Hash) -> Self {
+        let mut hasher = DefaultHasher::new();
+        what.hash(&mut hasher);
+        Self(hasher.finish().max(1))
     }
 }
 

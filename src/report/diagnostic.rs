@@ -293,86 +293,55 @@ impl Diagnostic {
     /// assert_eq!(Diagnostic::EndpointRecovered.kind(), "endpoint_recovered");
     /// ```
     pub fn kind(&self) -> &'static str {
-        match self {
-            Diagnostic::Dropped { reason, .. } => reason.name(),
-            Diagnostic::KeyMissing => "key_missing",
-            Diagnostic::HostReplaced { .. } => "host_replaced",
-            Diagnostic::DeadLettered { .. } => "dead_lettered",
-            Diagnostic::Quarantined { .. } => "quarantined",
-            Diagnostic::EndpointFailing { .. } => "endpoint_failing",
-            Diagnostic::NotPostHog { .. } => "not_posthog",
-            Diagnostic::Paused { .. } => "paused",
-            Diagnostic::EndpointRecovered => "endpoint_recovered",
-            Diagnostic::QuotaLimited { .. } => "quota_limited",
-            Diagnostic::DeliveryWarning { .. } => "delivery_warning",
-            Diagnostic::CallbackPanicked { .. } => "callback_panicked",
-            Diagnostic::StorageFailing { .. } => "storage_failing",
-            Diagnostic::StorageRecovered => "storage_recovered",
-            Diagnostic::LowDiskSpace { .. } => "low_disk_space",
-            Diagnostic::InMemory { .. } => "in_memory",
-            Diagnostic::MemoryQueueLost { .. } => "memory_queue_lost",
-            Diagnostic::QueueSalvaged { .. } => "queue_salvaged",
-            Diagnostic::EventsLost { .. } => "events_lost",
-            Diagnostic::StoreVerified => "store_verified",
-            Diagnostic::Evicted { .. } => "evicted",
-            Diagnostic::QueueDirEphemeral { .. } => "queue_dir_ephemeral",
-            Diagnostic::OrphanedQueue { .. } => "orphaned_queue",
-            Diagnostic::QueueDirExposed { .. } => "queue_dir_exposed",
-            Diagnostic::OrphanedQueues { .. } => "orphaned_queues",
-            Diagnostic::QueueSkipped { .. } => "queue_skipped",
-            Diagnostic::CrashReportUnreadable { .. } => "crash_report_unreadable",
-            Diagnostic::SymbolsUntrusted => "symbols_untrusted",
-            Diagnostic::InputIgnored { .. } => "input_ignored",
-            Diagnostic::ManualException => "manual_exception",
-            Diagnostic::FlagRequestsFailed { .. } => "flag_requests_failed",
-            Diagnostic::FlagsInvalid { .. } => "flags_invalid",
-            Diagnostic::FlagDefinitionsUnavailable { .. } => "flag_definitions_unavailable",
-            Diagnostic::FlagDefinitionsRecovered => "flag_definitions_recovered",
-            Diagnostic::FlagCacheFailed { .. } => "flag_cache_failed",
-            Diagnostic::LeftOnDisk { .. } => "left_on_disk",
-            Diagnostic::NetworkConfig { .. } => "network_config",
-        }
+        self.kind_and_category().0
     }
 
     /// The subject area.
     pub fn category(&self) -> DiagnosticCategory {
+        self.kind_and_category().1
+    }
+
+    fn kind_and_category(&self) -> (&'static str, DiagnosticCategory) {
+        use DiagnosticCategory as C;
         match self {
-            Diagnostic::Dropped { reason, .. } => category_of(*reason),
-            Diagnostic::KeyMissing => DiagnosticCategory::Lifecycle,
-            Diagnostic::CallbackPanicked { callback: "before_send" } => DiagnosticCategory::BeforeSend,
-            Diagnostic::CallbackPanicked { .. } => DiagnosticCategory::Callback,
-            Diagnostic::InputIgnored { .. } | Diagnostic::ManualException => DiagnosticCategory::Validation,
-            Diagnostic::Evicted { .. } | Diagnostic::LowDiskSpace { .. } => DiagnosticCategory::Capacity,
-            Diagnostic::FlagRequestsFailed { .. } | Diagnostic::FlagsInvalid { .. } => DiagnosticCategory::Flags,
-            Diagnostic::FlagDefinitionsUnavailable { .. } | Diagnostic::FlagDefinitionsRecovered => {
-                DiagnosticCategory::FlagDefinitions
-            }
-            Diagnostic::FlagCacheFailed { .. } => DiagnosticCategory::FlagCache,
-            Diagnostic::DeadLettered { .. }
-            | Diagnostic::Quarantined { .. }
-            | Diagnostic::EndpointFailing { .. }
-            | Diagnostic::NotPostHog { .. }
-            | Diagnostic::Paused { .. }
-            | Diagnostic::EndpointRecovered
-            | Diagnostic::QuotaLimited { .. }
-            | Diagnostic::DeliveryWarning { .. }
-            | Diagnostic::LeftOnDisk { .. }
-            | Diagnostic::SymbolsUntrusted
-            | Diagnostic::HostReplaced { .. }
-            | Diagnostic::NetworkConfig { .. } => DiagnosticCategory::Delivery,
-            Diagnostic::StorageFailing { .. }
-            | Diagnostic::StorageRecovered
-            | Diagnostic::InMemory { .. }
-            | Diagnostic::MemoryQueueLost { .. }
-            | Diagnostic::QueueSalvaged { .. }
-            | Diagnostic::EventsLost { .. }
-            | Diagnostic::StoreVerified
-            | Diagnostic::QueueDirEphemeral { .. }
-            | Diagnostic::QueueDirExposed { .. }
-            | Diagnostic::OrphanedQueue { .. }
-            | Diagnostic::OrphanedQueues { .. }
-            | Diagnostic::QueueSkipped { .. }
-            | Diagnostic::CrashReportUnreadable { .. } => DiagnosticCategory::Storage,
+            Diagnostic::Dropped { reason, .. } => (reason.name(), category_of(*reason)),
+            Diagnostic::KeyMissing => ("key_missing", C::Lifecycle),
+            Diagnostic::HostReplaced { .. } => ("host_replaced", C::Delivery),
+            Diagnostic::DeadLettered { .. } => ("dead_lettered", C::Delivery),
+            Diagnostic::Quarantined { .. } => ("quarantined", C::Delivery),
+            Diagnostic::EndpointFailing { .. } => ("endpoint_failing", C::Delivery),
+            Diagnostic::NotPostHog { .. } => ("not_posthog", C::Delivery),
+            Diagnostic::Paused { .. } => ("paused", C::Delivery),
+            Diagnostic::EndpointRecovered => ("endpoint_recovered", C::Delivery),
+            Diagnostic::QuotaLimited { .. } => ("quota_limited", C::Delivery),
+            Diagnostic::DeliveryWarning { .. } => ("delivery_warning", C::Delivery),
+            Diagnostic::CallbackPanicked { callback: "before_send" } => ("callback_panicked", C::BeforeSend),
+            Diagnostic::CallbackPanicked { .. } => ("callback_panicked", C::Callback),
+            Diagnostic::StorageFailing { .. } => ("storage_failing", C::Storage),
+            Diagnostic::StorageRecovered => ("storage_recovered", C::Storage),
+            Diagnostic::LowDiskSpace { .. } => ("low_disk_space", C::Capacity),
+            Diagnostic::InMemory { .. } => ("in_memory", C::Storage),
+            Diagnostic::MemoryQueueLost { .. } => ("memory_queue_lost", C::Storage),
+            Diagnostic::QueueSalvaged { .. } => ("queue_salvaged", C::Storage),
+            Diagnostic::EventsLost { .. } => ("events_lost", C::Storage),
+            Diagnostic::StoreVerified => ("store_verified", C::Storage),
+            Diagnostic::Evicted { .. } => ("evicted", C::Capacity),
+            Diagnostic::QueueDirEphemeral { .. } => ("queue_dir_ephemeral", C::Storage),
+            Diagnostic::OrphanedQueue { .. } => ("orphaned_queue", C::Storage),
+            Diagnostic::QueueDirExposed { .. } => ("queue_dir_exposed", C::Storage),
+            Diagnostic::OrphanedQueues { .. } => ("orphaned_queues", C::Storage),
+            Diagnostic::QueueSkipped { .. } => ("queue_skipped", C::Storage),
+            Diagnostic::CrashReportUnreadable { .. } => ("crash_report_unreadable", C::Storage),
+            Diagnostic::SymbolsUntrusted => ("symbols_untrusted", C::Delivery),
+            Diagnostic::InputIgnored { .. } => ("input_ignored", C::Validation),
+            Diagnostic::ManualException => ("manual_exception", C::Validation),
+            Diagnostic::FlagRequestsFailed { .. } => ("flag_requests_failed", C::Flags),
+            Diagnostic::FlagsInvalid { .. } => ("flags_invalid", C::Flags),
+            Diagnostic::FlagDefinitionsUnavailable { .. } => ("flag_definitions_unavailable", C::FlagDefinitions),
+            Diagnostic::FlagDefinitionsRecovered => ("flag_definitions_recovered", C::FlagDefinitions),
+            Diagnostic::FlagCacheFailed { .. } => ("flag_cache_failed", C::FlagCache),
+            Diagnostic::LeftOnDisk { .. } => ("left_on_disk", C::Delivery),
+            Diagnostic::NetworkConfig { .. } => ("network_config", C::Delivery),
         }
     }
 }

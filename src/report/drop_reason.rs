@@ -88,63 +88,46 @@ impl DropReason {
 
     /// The name in snake case, as in diagnostics and metrics: `queue_full`, `too_large`.
     pub fn name(self) -> &'static str {
+        self.name_and_text().0
+    }
+
+    fn name_and_text(self) -> (&'static str, &'static str) {
         match self {
-            DropReason::Disabled => "disabled",
-            DropReason::Closed => "closed",
-            DropReason::EmptyName => "empty_name",
-            DropReason::EmptyDistinctId => "empty_distinct_id",
-            DropReason::Unserializable => "unserializable",
-            DropReason::TimestampOutOfRange => "timestamp_out_of_range",
-            DropReason::TooLarge => "too_large",
-            DropReason::BeforeSend => "before_send",
-            DropReason::BeforeSendPanicked => "before_send_panicked",
-            DropReason::Reentrant => "reentrant",
-            DropReason::JournalFull => "journal_full",
-            DropReason::JournalBusy => "journal_busy",
-            DropReason::QueueFull => "queue_full",
-            DropReason::DiskFull => "disk_full",
-            DropReason::Storage => "storage",
-            DropReason::Forked => "forked",
-            DropReason::OptedOut => "opted_out",
-            DropReason::EmptyAlias => "empty_alias",
-            DropReason::EmptyGroupType => "empty_group_type",
-            DropReason::EmptyGroupKey => "empty_group_key",
-            DropReason::NothingToSet => "nothing_to_set",
-            DropReason::NotInitialized => "not_initialized",
+            DropReason::Disabled => ("disabled", "the client is disabled"),
+            DropReason::Closed => ("closed", "the client was shut down"),
+            DropReason::EmptyName => ("empty_name", "the event's name is blank"),
+            DropReason::EmptyDistinctId => ("empty_distinct_id", "the distinct id is blank"),
+            DropReason::Unserializable => ("unserializable", "a property or group cannot be serialized"),
+            DropReason::TimestampOutOfRange => ("timestamp_out_of_range", "the timestamp is before 1677 or after 2262"),
+            DropReason::TooLarge => ("too_large", "the event is larger than max_event_bytes"),
+            DropReason::BeforeSend => ("before_send", "a before_send hook dropped the event"),
+            DropReason::BeforeSendPanicked => ("before_send_panicked", "a before_send hook panicked"),
+            DropReason::Reentrant => {
+                ("reentrant", "it was captured by a callback of a nested capture, or on a thread of this library")
+            }
+            DropReason::JournalFull => {
+                ("journal_full", "the journal is full: events arrive faster than they can be stored, or storage fails")
+            }
+            DropReason::JournalBusy => ("journal_busy", "the journal's lock was not free in time"),
+            DropReason::QueueFull => ("queue_full", "the queue is full"),
+            DropReason::DiskFull => ("disk_full", "the file system has less free space than min_free_space"),
+            DropReason::Storage => {
+                ("storage", "the journal's file could not be written, or another process has taken it over")
+            }
+            DropReason::Forked => ("forked", "this forked child could not open a queue"),
+            DropReason::OptedOut => ("opted_out", "the client has opted out of capturing"),
+            DropReason::EmptyAlias => ("empty_alias", "the alias is blank"),
+            DropReason::EmptyGroupType => ("empty_group_type", "the group's type is blank"),
+            DropReason::EmptyGroupKey => ("empty_group_key", "the group's key is blank"),
+            DropReason::NothingToSet => ("nothing_to_set", "there is no property to set"),
+            DropReason::NotInitialized => ("not_initialized", "posthog::init was not called yet"),
         }
     }
 }
 
 impl fmt::Display for DropReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            DropReason::Disabled => "the client is disabled",
-            DropReason::Closed => "the client was shut down",
-            DropReason::EmptyName => "the event's name is blank",
-            DropReason::EmptyDistinctId => "the distinct id is blank",
-            DropReason::Unserializable => "a property or group cannot be serialized",
-            DropReason::TimestampOutOfRange => "the timestamp is before 1677 or after 2262",
-            DropReason::TooLarge => "the event is larger than max_event_bytes",
-            DropReason::BeforeSend => "a before_send hook dropped the event",
-            DropReason::BeforeSendPanicked => "a before_send hook panicked",
-            DropReason::Reentrant => {
-                "it was captured by a callback of a nested capture, or on a thread of this library"
-            }
-            DropReason::JournalFull => {
-                "the journal is full: events arrive faster than they can be stored, or storage fails"
-            }
-            DropReason::JournalBusy => "the journal's lock was not free in time",
-            DropReason::QueueFull => "the queue is full",
-            DropReason::DiskFull => "the file system has less free space than min_free_space",
-            DropReason::Storage => "the journal's file could not be written, or another process has taken it over",
-            DropReason::Forked => "this forked child could not open a queue",
-            DropReason::OptedOut => "the client has opted out of capturing",
-            DropReason::EmptyAlias => "the alias is blank",
-            DropReason::EmptyGroupType => "the group's type is blank",
-            DropReason::EmptyGroupKey => "the group's key is blank",
-            DropReason::NothingToSet => "there is no property to set",
-            DropReason::NotInitialized => "posthog::init was not called yet",
-        })
+        f.write_str(self.name_and_text().1)
     }
 }
 

@@ -8,15 +8,15 @@
 //! * `stats.rs`: [`Stats`], the state of the queue and of delivery.
 //! * `reports.rs`: what a receipt, a flush, a shutdown or an order about dead letters resolves with.
 //!
-//! What keeps diagnostics, passes them to the program and logs them is the module `diagnostics`.
-
-use std::sync::Arc;
+//! What keeps diagnostics, passes them to the program and logs them is the module `recorder`.
 
 mod diagnostic;
 mod drop_reason;
 mod reports;
 mod stats;
 mod text;
+
+use std::sync::Arc;
 
 pub use diagnostic::{Diagnostic, DiagnosticCategory};
 pub use drop_reason::DropReason;

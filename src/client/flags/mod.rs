@@ -39,6 +39,7 @@ mod snapshot;
 #[cfg(feature = "testing")]
 mod tests;
 
+use std::num::NonZeroUsize;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -70,10 +71,12 @@ pub(super) struct Flags {
 
 impl Flags {
     pub(super) fn new(settings: &FlagSettings, clock: Clock, overrides: Overrides) -> Self {
+        // The bounds of both sizes start at one.
+        let size = |most| NonZeroUsize::new(most).unwrap_or(NonZeroUsize::MIN);
         Self {
-            cache: Arc::new(FlagCache::new(clock, settings.cache_ttl, settings.cache_size)),
+            cache: Arc::new(FlagCache::new(clock, settings.cache_ttl, size(settings.cache_size))),
             missing: Arc::default(),
-            called: CalledTracker::new(settings.called_size),
+            called: CalledTracker::new(size(settings.called_size)),
             overrides: Mutex::new(overrides),
             reported_nobody: AtomicBool::new(false),
             settings: settings.clone(),

@@ -19,208 +19,208 @@ impl Gate for Written {
 
 #[test]
 fn a_caller_that_waits_for_space_in_a_full_queue_gets_it() {
-    let mut bench = bench(|options| {
+    let mut fixture = fixture(|options| {
         options.limits.queue_events = 30;
         options.limits.overflow = OverflowPolicy::Block(Duration::from_secs(60));
     });
-    bench.append(30);
-    bench.settle_down();
-    assert_eq!(bench.pipeline.stats().rejecting, Some(DropReason::QueueFull));
-    let pipeline = Arc::clone(&bench.pipeline);
+    fixture.append(30);
+    fixture.settle_down();
+    assert_eq!(fixture.pipeline.stats().rejecting, Some(DropReason::QueueFull));
+    let pipeline = Arc::clone(&fixture.pipeline);
     let waiting = std::thread::spawn(move || pipeline.append(&[7; 100], 0));
     // It wakes the committer before it waits.
-    let commands = bench.pipeline.mailbox.listen(None, Instant::now);
+    let commands = fixture.pipeline.mailbox.listen(None, Instant::now);
     assert!(commands.check_bounds);
-    bench.committer.receive(commands);
-    bench.deliver(bench.lease());
-    bench.advance(Duration::from_secs(1));
+    fixture.committer.receive(commands);
+    fixture.deliver(fixture.lease());
+    fixture.advance(Duration::from_secs(1));
     assert_eq!(waiting.join().unwrap(), Ok(31));
 }
 
 #[test]
 fn refused_callers_ask_for_a_check_at_most_once_a_second() {
-    let mut bench = bench(|options| options.limits.queue_events = 30);
-    bench.append(30);
-    bench.settle_down();
-    let asks = |bench: &mut Bench| {
-        assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(DropReason::QueueFull));
-        let now = bench.now();
-        let commands = bench.pipeline.mailbox.listen(Some(now), || now);
+    let mut fixture = fixture(|options| options.limits.queue_events = 30);
+    fixture.append(30);
+    fixture.settle_down();
+    let asks = |fixture: &mut Fixture| {
+        assert_eq!(fixture.pipeline.append(&[7; 100], 0), Err(DropReason::QueueFull));
+        let now = fixture.now();
+        let commands = fixture.pipeline.mailbox.listen(Some(now), || now);
         let asks = commands.check_bounds;
-        bench.committer.receive(commands);
-        bench.turn();
+        fixture.committer.receive(commands);
+        fixture.turn();
         asks
     };
-    assert!(asks(&mut bench));
-    assert!((0..100).all(|_| !asks(&mut bench)));
-    bench.advance(Duration::from_secs(1));
-    assert!(asks(&mut bench), "the file system may have free space again");
-    assert!(!asks(&mut bench));
-    assert!(bench.pipeline.append(&[7; 100], 1).is_ok());
-    bench.advance(Duration::from_secs(6));
-    assert!(asks(&mut bench));
+    assert!(asks(&mut fixture));
+    assert!((0..100).all(|_| !asks(&mut fixture)));
+    fixture.advance(Duration::from_secs(1));
+    assert!(asks(&mut fixture), "the file system may have free space again");
+    assert!(!asks(&mut fixture));
+    assert!(fixture.pipeline.append(&[7; 100], 1).is_ok());
+    fixture.advance(Duration::from_secs(6));
+    assert!(asks(&mut fixture));
 }
 
 #[test]
 fn a_full_queue_still_accepts_a_few_priority_events() {
-    let mut bench = bench(|options| options.limits.queue_events = 32);
-    bench.append(32);
-    bench.settle_down();
-    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(DropReason::QueueFull));
-    (0..4).for_each(|_| assert!(bench.pipeline.append(&[7; 100], 1).is_ok()));
-    bench.advance(Duration::from_secs(6));
-    assert_eq!(bench.pipeline.append(&[7; 100], 1), Err(DropReason::QueueFull));
-    assert_eq!(bench.ledger().queued_events, 36);
+    let mut fixture = fixture(|options| options.limits.queue_events = 32);
+    fixture.append(32);
+    fixture.settle_down();
+    assert_eq!(fixture.pipeline.append(&[7; 100], 0), Err(DropReason::QueueFull));
+    (0..4).for_each(|_| assert!(fixture.pipeline.append(&[7; 100], 1).is_ok()));
+    fixture.advance(Duration::from_secs(6));
+    assert_eq!(fixture.pipeline.append(&[7; 100], 1), Err(DropReason::QueueFull));
+    assert_eq!(fixture.ledger().queued_events, 36);
 }
 
 #[test]
 fn drop_oldest_evicts_the_oldest_but_no_leased_rows() {
-    let mut bench = bench(|options| {
+    let mut fixture = fixture(|options| {
         options.limits.queue_events = 50;
         options.limits.overflow = OverflowPolicy::DropOldest;
     });
-    bench.append(30);
-    bench.settle_down();
-    let under_way = bench.lease();
-    bench.append(25);
-    bench.advance(Duration::from_secs(6));
-    assert_eq!((bench.ledger().evicted, bench.ledger().queued_events), (5, 50), "the older ones are under way");
-    assert!(bench.reports(|diagnostic| matches!(diagnostic, Diagnostic::Evicted { events: 5, for_age: false })));
+    fixture.append(30);
+    fixture.settle_down();
+    let under_way = fixture.lease();
+    fixture.append(25);
+    fixture.advance(Duration::from_secs(6));
+    assert_eq!((fixture.ledger().evicted, fixture.ledger().queued_events), (5, 50), "the older ones are under way");
+    assert!(fixture.reports(|diagnostic| matches!(diagnostic, Diagnostic::Evicted { events: 5, for_age: false })));
     let left: Vec<_> =
-        bench.pipeline.shard.read(None, usize::MAX).unwrap().chunks.iter().map(|row| row.key.first_seq).collect();
+        fixture.pipeline.shard.read(None, usize::MAX).unwrap().chunks.iter().map(|row| row.key.first_seq).collect();
     assert_eq!(left, [1, 36], "the row is cut, and its newest stay");
-    bench.deliver(under_way);
-    bench.advance(Duration::from_secs(6));
-    assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (30, 20));
+    fixture.deliver(under_way);
+    fixture.advance(Duration::from_secs(6));
+    assert_eq!((fixture.ledger().delivered, fixture.ledger().queued_events), (30, 20));
 }
 
 #[test]
 fn a_burst_is_bounded_before_the_committer_checks() {
-    let mut bench = bench(|options| options.limits.queue_events = 50);
-    bench.append(50);
-    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(DropReason::QueueFull));
-    (0..6).for_each(|_| assert!(bench.pipeline.append(&[7; 100], 1).is_ok()));
-    assert_eq!(bench.pipeline.append(&[7; 100], 1), Err(DropReason::QueueFull));
-    bench.settle_down();
-    bench.deliver(bench.lease());
-    bench.advance(Duration::from_secs(1));
-    bench.append(50);
-    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(DropReason::QueueFull));
+    let mut fixture = fixture(|options| options.limits.queue_events = 50);
+    fixture.append(50);
+    assert_eq!(fixture.pipeline.append(&[7; 100], 0), Err(DropReason::QueueFull));
+    (0..6).for_each(|_| assert!(fixture.pipeline.append(&[7; 100], 1).is_ok()));
+    assert_eq!(fixture.pipeline.append(&[7; 100], 1), Err(DropReason::QueueFull));
+    fixture.settle_down();
+    fixture.deliver(fixture.lease());
+    fixture.advance(Duration::from_secs(1));
+    fixture.append(50);
+    assert_eq!(fixture.pipeline.append(&[7; 100], 0), Err(DropReason::QueueFull));
 }
 
 #[test]
 fn what_an_earlier_process_left_counts_from_the_first_record_on() {
-    let before = bench(|_| ());
+    let before = fixture(|_| ());
     before.append(40);
     before.pipeline.shard.close();
-    let bench = bench_in(Arc::clone(&before.root), |options| options.limits.queue_events = 50);
-    bench.append(10);
-    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(DropReason::QueueFull));
+    let fixture = fixture_in(Arc::clone(&before.root), |options| options.limits.queue_events = 50);
+    fixture.append(10);
+    assert_eq!(fixture.pipeline.append(&[7; 100], 0), Err(DropReason::QueueFull));
 }
 
 #[test]
 fn a_bound_in_bytes_is_used_fully_and_the_file_keeps_to_it() {
     const MIB: u64 = 1024 * 1024;
     for overflow in [OverflowPolicy::DropNewest, OverflowPolicy::DropOldest] {
-        let mut bench = bench(|options| {
+        let mut fixture = fixture(|options| {
             options.limits.queue_bytes = MIB;
             options.limits.overflow = overflow;
             options.queue.arena_bytes = 4 << 20;
         });
         let mut taken = 0;
         for _ in 0..30 {
-            while bench.pipeline.append(&[7; 1000], 0).is_ok() {
+            while fixture.pipeline.append(&[7; 1000], 0).is_ok() {
                 taken += 1;
             }
-            bench.settle_down();
-            let file_bytes = bench.pipeline.shard.file_bytes();
+            fixture.settle_down();
+            let file_bytes = fixture.pipeline.shard.file_bytes();
             assert!(file_bytes <= 2 * MIB + MIB / 8, "{overflow:?}: the file takes {file_bytes} bytes");
         }
-        let queued = bench.ledger().queued_events + bench.pipeline.shard.journal().journaled().1;
+        let queued = fixture.ledger().queued_events + fixture.pipeline.shard.journal().journaled().1;
         assert!((850..=1040).contains(&queued), "{overflow:?}: {queued} events");
-        assert_eq!(bench.ledger().evicted + queued, taken);
+        assert_eq!(fixture.ledger().evicted + queued, taken);
     }
 }
 
 #[test]
 fn a_drained_queue_gives_its_room_back_once_a_minute_at_most() {
-    let fill = |bench: &mut Bench| {
-        while bench.pipeline.shard.file_bytes() < 2 * COMPACT_FROM {
-            while bench.pipeline.append(&[7; 4000], 0).is_ok() {}
-            bench.settle_down();
+    let fill = |fixture: &mut Fixture| {
+        while fixture.pipeline.shard.file_bytes() < 2 * COMPACT_FROM {
+            while fixture.pipeline.append(&[7; 4000], 0).is_ok() {}
+            fixture.settle_down();
         }
     };
-    let drain = |bench: &mut Bench| {
+    let drain = |fixture: &mut Fixture| {
         loop {
-            let rows = bench.lease();
+            let rows = fixture.lease();
             if rows.is_empty() {
                 break;
             }
-            bench.deliver(rows);
+            fixture.deliver(rows);
         }
-        bench.advance(Duration::from_secs(2));
-        assert_eq!(bench.ledger().queued_events, 0);
+        fixture.advance(Duration::from_secs(2));
+        assert_eq!(fixture.ledger().queued_events, 0);
     };
-    let mut bench = bench(|_| ());
-    fill(&mut bench);
-    drain(&mut bench);
-    assert!(bench.pipeline.shard.file_bytes() < COMPACT_FROM, "{}", bench.pipeline.shard.file_bytes());
-    fill(&mut bench);
-    drain(&mut bench);
-    assert!(bench.pipeline.shard.file_bytes() > COMPACT_FROM, "a second time within the minute");
-    bench.advance(COMPACT_SPACING);
-    bench.append(1);
-    bench.advance(Duration::from_secs(6));
-    drain(&mut bench);
-    assert!(bench.pipeline.shard.file_bytes() < COMPACT_FROM);
+    let mut fixture = fixture(|_| ());
+    fill(&mut fixture);
+    drain(&mut fixture);
+    assert!(fixture.pipeline.shard.file_bytes() < COMPACT_FROM, "{}", fixture.pipeline.shard.file_bytes());
+    fill(&mut fixture);
+    drain(&mut fixture);
+    assert!(fixture.pipeline.shard.file_bytes() > COMPACT_FROM, "a second time within the minute");
+    fixture.advance(COMPACT_SPACING);
+    fixture.append(1);
+    fixture.advance(Duration::from_secs(6));
+    drain(&mut fixture);
+    assert!(fixture.pipeline.shard.file_bytes() < COMPACT_FROM);
 }
 
 #[test]
 fn a_file_grown_by_a_backlog_shrinks_while_events_arrive() {
     const ROUNDS: u64 = 40;
     let written = Arc::new(Written::default());
-    let mut bench = bench(|options| options.disk = Disk::gated(Arc::clone(&written) as Arc<dyn Gate>));
+    let mut fixture = fixture(|options| options.disk = Disk::gated(Arc::clone(&written) as Arc<dyn Gate>));
     let mut sent = Vec::new();
     // The rows of the last round are being sent when more arrive, so the queue never runs empty. Returns the bytes
     // written in a round.
-    let mut steady = |bench: &mut Bench| {
+    let mut steady = |fixture: &mut Fixture| {
         let before = written.0.load(Ordering::SeqCst);
         for _ in 0..ROUNDS {
-            bench.append(20);
-            bench.advance(Duration::from_secs(2));
-            assert!(bench.ledger().queued_events > 0);
-            let next = bench.lease();
-            bench.deliver(std::mem::replace(&mut sent, next));
+            fixture.append(20);
+            fixture.advance(Duration::from_secs(2));
+            assert!(fixture.ledger().queued_events > 0);
+            let next = fixture.lease();
+            fixture.deliver(std::mem::replace(&mut sent, next));
         }
         (written.0.load(Ordering::SeqCst) - before) / ROUNDS
     };
-    let usual = steady(&mut bench);
-    while bench.pipeline.shard.file_bytes() < 16 * COMPACT_FROM {
-        while bench.pipeline.append(&[7; 4000], 0).is_ok() {}
-        bench.settle_down();
+    let usual = steady(&mut fixture);
+    while fixture.pipeline.shard.file_bytes() < 16 * COMPACT_FROM {
+        while fixture.pipeline.append(&[7; 4000], 0).is_ok() {}
+        fixture.settle_down();
     }
-    steady(&mut bench);
-    assert!(bench.pipeline.shard.file_bytes() < COMPACT_FROM, "{} bytes", bench.pipeline.shard.file_bytes());
-    let now = steady(&mut bench);
+    steady(&mut fixture);
+    assert!(fixture.pipeline.shard.file_bytes() < COMPACT_FROM, "{} bytes", fixture.pipeline.shard.file_bytes());
+    let now = steady(&mut fixture);
     assert!(now < usual * 3 / 2, "{usual} bytes a round before the backlog, {now} after it");
 }
 
 #[test]
 fn a_file_system_at_its_floor_is_reported_once_with_sizes() {
-    let mut bench = bench(|options| options.limits.min_free_space = u64::MAX / 4);
-    let floors_reported = |bench: &Bench| {
-        let diagnostics = std::mem::take(&mut *bench.diagnostics.lock().unwrap());
+    let mut fixture = fixture(|options| options.limits.min_free_space = u64::MAX / 4);
+    let floors_reported = |fixture: &Fixture| {
+        let diagnostics = std::mem::take(&mut *fixture.diagnostics.lock().unwrap());
         diagnostics.into_iter().filter(|diagnostic| matches!(diagnostic, Diagnostic::LowDiskSpace { .. }))
     };
-    let floors: Vec<_> = floors_reported(&bench).collect();
+    let floors: Vec<_> = floors_reported(&fixture).collect();
     let [Diagnostic::LowDiskSpace { path, free_bytes, floor_bytes, volume_bytes }] = &floors[..] else {
         panic!("{floors:?}")
     };
-    assert_eq!((path, *floor_bytes), (bench.pipeline.shard.dir(), u64::MAX / 4));
+    assert_eq!((path, *floor_bytes), (fixture.pipeline.shard.dir(), u64::MAX / 4));
     assert!(*free_bytes > 0 && volume_bytes.is_some_and(|volume| volume >= *free_bytes));
-    assert_eq!(bench.pipeline.append(&[7; 100], 0), Err(DropReason::DiskFull));
-    let now = bench.pipeline.low_disk_space();
+    assert_eq!(fixture.pipeline.append(&[7; 100], 0), Err(DropReason::DiskFull));
+    let now = fixture.pipeline.low_disk_space();
     assert!(matches!(now, Some(Diagnostic::LowDiskSpace { path: of, .. }) if of == *path));
-    bench.advance(HOUR);
-    assert_eq!(floors_reported(&bench).count(), 0, "not again and again");
+    fixture.advance(HOUR);
+    assert_eq!(floors_reported(&fixture).count(), 0, "not again and again");
 }

@@ -18,12 +18,12 @@ fn loads(options: &mut PipelineOptions) {
     });
 }
 
-fn keep(bench: &Bench, keep: Option<Vec<u8>>) {
-    bench.pipeline.mailbox.send(|commands| commands.definitions = Some(keep));
+fn keep(fixture: &Fixture, keep: Option<Vec<u8>>) {
+    fixture.pipeline.mailbox.send(|commands| commands.definitions = Some(keep));
 }
 
-fn kept(bench: &Bench) -> Option<Vec<u8>> {
-    bench.pipeline.shard.meta("flag_definitions")
+fn kept(fixture: &Fixture) -> Option<Vec<u8>> {
+    fixture.pipeline.shard.meta("flag_definitions")
 }
 
 fn is_cache_failure(diagnostic: &Diagnostic) -> bool {
@@ -32,44 +32,44 @@ fn is_cache_failure(diagnostic: &Diagnostic) -> bool {
 
 #[test]
 fn the_newest_of_what_is_to_be_kept_is_kept() {
-    let mut bench = bench(loads);
-    keep(&bench, Some(vec![1]));
-    keep(&bench, Some(vec![2]));
-    bench.settle_down();
-    assert_eq!(kept(&bench), Some(vec![2]));
-    keep(&bench, None);
-    bench.settle_down();
-    assert_eq!(kept(&bench), None);
+    let mut fixture = fixture(loads);
+    keep(&fixture, Some(vec![1]));
+    keep(&fixture, Some(vec![2]));
+    fixture.settle_down();
+    assert_eq!(kept(&fixture), Some(vec![2]));
+    keep(&fixture, None);
+    fixture.settle_down();
+    assert_eq!(kept(&fixture), None);
 }
 
 #[test]
 fn a_full_disk_keeps_no_definitions_and_reports_it_once() {
     let fault = Fault::of(Op::Write, "queue.redb");
-    let mut bench = bench(|options| {
+    let mut fixture = fixture(|options| {
         loads(options);
         options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>);
     });
     fault.arm(NO_SPACE);
     for times in 0..3 {
-        keep(&bench, Some(vec![7; 1000]));
-        bench.advance(HOUR);
-        let told = bench.diagnostics.lock().unwrap().drain(..).filter(is_cache_failure).count();
+        keep(&fixture, Some(vec![7; 1000]));
+        fixture.advance(HOUR);
+        let told = fixture.diagnostics.lock().unwrap().drain(..).filter(is_cache_failure).count();
         assert_eq!(told, usize::from(times == 0));
     }
     fault.arm(0);
-    bench.append(30);
-    bench.advance(HOUR);
-    assert_eq!((kept(&bench), bench.ledger().queued_events), (Some(vec![7; 1000]), 30));
-    assert!(bench.pipeline.current_problem().is_none());
+    fixture.append(30);
+    fixture.advance(HOUR);
+    assert_eq!((kept(&fixture), fixture.ledger().queued_events), (Some(vec![7; 1000]), 30));
+    assert!(fixture.pipeline.current_problem().is_none());
 }
 
 #[test]
 fn the_lane_of_ai_events_loads_nothing() {
     let mut ai = None;
-    let bench = bench(|options| {
+    let fixture = fixture(|options| {
         loads(options);
         ai = Some(options.for_ai().flag_definitions.is_none());
     });
     assert_eq!(ai, Some(true));
-    assert!(bench.pipeline.definitions().is_some());
+    assert!(fixture.pipeline.definitions().is_some());
 }

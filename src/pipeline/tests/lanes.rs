@@ -108,7 +108,7 @@ impl Drop for Lanes {
 }
 
 fn options_for_threads(gate: Arc<dyn Gate>) -> (PipelineOptions, Arc<Endpoint>, Arc<tempfile::TempDir>) {
-    let first = bench(|_| ());
+    let first = fixture(|_| ());
     let endpoint = Arc::new(Endpoint::default());
     let mut options = first.pipeline.options.clone();
     options.queue.queue_dir = first.root.path().join("lanes");

@@ -36,14 +36,14 @@ const FIRST: Machine = Machine { boot_id: 1, uptime: Duration::from_secs(86_400)
 /// What is known of a run that captured something `active_after` its start and died, on the first machine. The next run
 /// begins on `machine` after the same time again.
 fn after_a_run(active_after: Duration, machine: Machine) -> PreviousRun {
-    let mut first = bench(|options| options.disk = Disk::gated(Arc::new(FIRST)));
+    let mut first = fixture(|options| options.disk = Disk::gated(Arc::new(FIRST)));
     assert_eq!(first.pipeline.last_run(), None);
     first.advance(active_after);
     first.append(3);
     first.advance(Duration::from_secs(1));
     let (root, wall) = (Arc::clone(&first.root), first.pipeline.options.clock.wall_nanos());
     drop(first);
-    let second = bench_in(root, |options| {
+    let second = fixture_in(root, |options| {
         options.disk = Disk::gated(Arc::new(machine));
         let later = ManualClock::at(wall);
         later.advance(active_after);
@@ -80,14 +80,14 @@ fn an_oom_kill_before_the_last_sign_was_another_process() {
         }
     }
     let disk = Disk::gated(Arc::new(Growing(Arc::clone(&killed))));
-    let mut first = bench(|options| options.disk = disk.clone());
+    let mut first = fixture(|options| options.disk = disk.clone());
     killed.store(4, Ordering::SeqCst);
     first.advance(HOUR);
     first.append(1);
     first.advance(Duration::from_secs(1));
     let root = Arc::clone(&first.root);
     drop(first);
-    let second = bench_in(root, |options| options.disk = disk);
+    let second = fixture_in(root, |options| options.disk = disk);
     assert_eq!(second.pipeline.last_run().unwrap().cause, ExitCause::Killed);
 }
 
@@ -114,16 +114,16 @@ fn a_power_loss_under_an_active_run_differs_from_a_restart() {
 
 #[test]
 fn an_idle_run_writes_nothing_for_it() {
-    let mut bench = bench(|_| ());
-    bench.append(1);
-    bench.advance(HOUR);
-    let rows = bench.lease();
-    bench.deliver(rows);
-    bench.advance(HOUR);
-    let path = bench.pipeline.shard.dir().join("status");
+    let mut fixture = fixture(|_| ());
+    fixture.append(1);
+    fixture.advance(HOUR);
+    let rows = fixture.lease();
+    fixture.deliver(rows);
+    fixture.advance(HOUR);
+    let path = fixture.pipeline.shard.dir().join("status");
     let before = std::fs::read(&path).unwrap();
     for _ in 0..10 {
-        bench.advance(HOUR);
+        fixture.advance(HOUR);
     }
     assert!(before == std::fs::read(&path).unwrap());
 }

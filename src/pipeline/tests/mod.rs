@@ -94,7 +94,7 @@ impl Gate for Stream {
 }
 
 /// A pipeline without threads.
-struct Bench {
+struct Fixture {
     committer: Committer,
     pipeline: Arc<Pipeline>,
     clock: Arc<ManualClock>,
@@ -102,12 +102,12 @@ struct Bench {
     root: Arc<tempfile::TempDir>,
 }
 
-fn bench(edit: impl FnOnce(&mut PipelineOptions)) -> Bench {
+fn fixture(edit: impl FnOnce(&mut PipelineOptions)) -> Fixture {
     let root = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-    bench_in(Arc::new(root), edit)
+    fixture_in(Arc::new(root), edit)
 }
 
-fn bench_in(root: Arc<tempfile::TempDir>, edit: impl FnOnce(&mut PipelineOptions)) -> Bench {
+fn fixture_in(root: Arc<tempfile::TempDir>, edit: impl FnOnce(&mut PipelineOptions)) -> Fixture {
     let (clock, diagnostics) = (ManualClock::at(1_700_000_000_000_000_000), Arc::new(Mutex::new(Vec::new())));
     let reported = Arc::clone(&diagnostics);
     let mut options = PipelineOptions {
@@ -162,10 +162,10 @@ fn bench_in(root: Arc<tempfile::TempDir>, edit: impl FnOnce(&mut PipelineOptions
     options.queue.dead_bytes = options.limits.dead_bytes();
     let (transport, _) = Transport::new(options.transport.clone()).unwrap();
     let pipeline = start::open(options, Network::Real(transport), Arc::default(), Arc::default()).unwrap();
-    Bench { committer: Committer::new(Arc::clone(&pipeline)), pipeline, clock, diagnostics, root }
+    Fixture { committer: Committer::new(Arc::clone(&pipeline)), pipeline, clock, diagnostics, root }
 }
 
-impl Bench {
+impl Fixture {
     fn append(&self, count: usize) {
         (0..count).for_each(|_| assert!(self.pipeline.append(&[7; 100], 0).is_ok()));
     }

@@ -5,8 +5,8 @@ use crate::queue::frame;
 use crate::queue::{claim, shard_dir};
 
 /// Simulates other processes: each takes the next shard, leaves this many events in it and dies.
-pub(super) fn leave_behind(bench: &Bench, counts: &[usize]) {
-    let options = &bench.pipeline.options;
+pub(super) fn leave_behind(fixture: &Fixture, counts: &[usize]) {
+    let options = &fixture.pipeline.options;
     let live = |count: &usize| {
         let claim =
             claim(&Disk::default(), &options.queue.queue_dir.join(options.queue.project.dir_name()), &[]).unwrap();
@@ -20,30 +20,30 @@ pub(super) fn leave_behind(bench: &Bench, counts: &[usize]) {
 }
 
 /// Delivery finds the own queue empty.
-pub(super) fn look_for_orphans(bench: &mut Bench) {
-    assert!(bench.lease().is_empty());
-    bench.settle_down();
+pub(super) fn look_for_orphans(fixture: &mut Fixture) {
+    assert!(fixture.lease().is_empty());
+    fixture.settle_down();
 }
 
 #[test]
 fn an_orphan_is_delivered_in_place_and_let_go() {
-    let mut bench = bench(|_| ());
-    leave_behind(&bench, &[12, 5]);
+    let mut fixture = fixture(|_| ());
+    leave_behind(&fixture, &[12, 5]);
     let mut delivered = Vec::new();
-    look_for_orphans(&mut bench);
+    look_for_orphans(&mut fixture);
     // When the first is drained, the next is looked for without a request.
     for _ in 0..2 {
-        let rows = bench.lease();
+        let rows = fixture.lease();
         delivered.extend(rows.iter().map(|lease| lease.chunk.count));
-        bench.deliver(rows);
-        bench.advance(Duration::from_secs(1));
+        fixture.deliver(rows);
+        fixture.advance(Duration::from_secs(1));
     }
     assert_eq!(delivered, [12, 5]);
-    look_for_orphans(&mut bench);
-    assert!(bench.pipeline.adopted_shard().is_none());
-    assert_eq!(bench.ledger().accepted, 0, "nothing was copied");
-    let options = &bench.pipeline.options;
-    let other = bench_in(Arc::clone(&bench.root), |_| ());
+    look_for_orphans(&mut fixture);
+    assert!(fixture.pipeline.adopted_shard().is_none());
+    assert_eq!(fixture.ledger().accepted, 0, "nothing was copied");
+    let options = &fixture.pipeline.options;
+    let other = fixture_in(Arc::clone(&fixture.root), |_| ());
     assert_eq!(
         other.pipeline.shard.dir(),
         &shard_dir(&options.queue.queue_dir.join(options.queue.project.dir_name()), 1)
@@ -61,76 +61,76 @@ fn names(dir: &std::path::Path) -> Vec<String> {
 
 #[test]
 fn an_orphan_that_was_delivered_gives_back_its_room() {
-    let mut bench = bench(|_| ());
-    leave_behind(&bench, &[12]);
-    look_for_orphans(&mut bench);
-    let dir = bench.pipeline.adopted_shard().unwrap().1.dir().clone();
+    let mut fixture = fixture(|_| ());
+    leave_behind(&fixture, &[12]);
+    look_for_orphans(&mut fixture);
+    let dir = fixture.pipeline.adopted_shard().unwrap().1.dir().clone();
     assert!(names(&dir).iter().any(|name| name == "journal-0"));
-    bench.deliver(bench.lease());
-    bench.advance(Duration::from_secs(1));
+    fixture.deliver(fixture.lease());
+    fixture.advance(Duration::from_secs(1));
     assert_eq!(names(&dir), ["lock", "queue.redb", "status"]);
     for _ in 0..3 {
-        bench.advance(2 * HOUR);
-        look_for_orphans(&mut bench);
+        fixture.advance(2 * HOUR);
+        look_for_orphans(&mut fixture);
     }
     assert_eq!(names(&dir), ["lock", "queue.redb", "status"], "it is not opened again");
-    assert!(!bench.reports(|diagnostic| is_skipped(diagnostic) || is_problem(diagnostic)));
+    assert!(!fixture.reports(|diagnostic| is_skipped(diagnostic) || is_problem(diagnostic)));
 }
 
 #[test]
 fn a_shard_left_empty_for_an_hour_frees_its_disk_space() {
-    let mut bench = bench(|_| ());
-    let mut other = bench_in(Arc::clone(&bench.root), |_| ());
+    let mut fixture = fixture(|_| ());
+    let mut other = fixture_in(Arc::clone(&fixture.root), |_| ());
     let dir = other.pipeline.shard.dir().clone();
     other.append(12);
     other.advance(Duration::from_secs(6));
     other.deliver(other.lease());
     other.advance(Duration::from_secs(1));
     other.pipeline.shard.close();
-    look_for_orphans(&mut bench);
+    look_for_orphans(&mut fixture);
     assert!(names(&dir).iter().any(|name| name == "journal-0"), "the next start finds it ready");
-    bench.advance(HOUR + Duration::from_secs(60));
-    look_for_orphans(&mut bench);
+    fixture.advance(HOUR + Duration::from_secs(60));
+    look_for_orphans(&mut fixture);
     assert_eq!(names(&dir), ["lock", "queue.redb", "status"]);
 }
 
 #[test]
 fn a_living_process_is_no_orphan() {
-    let mut bench = bench(|_| ());
-    let mut other = bench_in(Arc::clone(&bench.root), |_| ());
+    let mut fixture = fixture(|_| ());
+    let mut other = fixture_in(Arc::clone(&fixture.root), |_| ());
     other.append(30);
     other.settle_down();
-    look_for_orphans(&mut bench);
-    assert!(bench.pipeline.adopted_shard().is_none() && bench.lease().is_empty());
+    look_for_orphans(&mut fixture);
+    assert!(fixture.pipeline.adopted_shard().is_none() && fixture.lease().is_empty());
 }
 
 #[test]
 fn an_orphan_whose_disk_fails_is_released_unchanged() {
     let fault = Fault::of(Op::Write, "shard-1/queue.redb");
-    let mut bench = bench(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
-    leave_behind(&bench, &[12]);
-    look_for_orphans(&mut bench);
-    let rows = bench.lease();
+    let mut fixture = fixture(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
+    leave_behind(&fixture, &[12]);
+    look_for_orphans(&mut fixture);
+    let rows = fixture.lease();
     let late = rows.clone();
     fault.arm(5);
-    bench.deliver(rows);
-    bench.advance(Duration::from_secs(1));
-    assert!(bench.reports(|diagnostic| matches!(diagnostic, Diagnostic::QueueSkipped { .. })));
-    assert!(bench.pipeline.adopted_shard().is_none());
+    fixture.deliver(rows);
+    fixture.advance(Duration::from_secs(1));
+    assert!(fixture.reports(|diagnostic| matches!(diagnostic, Diagnostic::QueueSkipped { .. })));
+    assert!(fixture.pipeline.adopted_shard().is_none());
     // A late result for a queue that is released.
-    bench.deliver(late);
-    bench.append(30);
-    bench.advance(Duration::from_secs(10));
-    assert_eq!(bench.ledger().queued_events, 30);
-    assert_eq!(bench.committer.wake_at(), None, "nothing is left to be done");
+    fixture.deliver(late);
+    fixture.append(30);
+    fixture.advance(Duration::from_secs(10));
+    assert_eq!(fixture.ledger().queued_events, 30);
+    assert_eq!(fixture.committer.wake_at(), None, "nothing is left to be done");
     fault.arm(0);
-    bench.deliver(bench.lease());
-    bench.advance(Duration::from_secs(1));
-    look_for_orphans(&mut bench);
-    assert!(bench.lease().is_empty(), "not soon after it failed");
-    bench.advance(Duration::from_secs(300));
-    look_for_orphans(&mut bench);
-    let again: u32 = bench.lease().iter().map(|lease| lease.chunk.count).sum();
+    fixture.deliver(fixture.lease());
+    fixture.advance(Duration::from_secs(1));
+    look_for_orphans(&mut fixture);
+    assert!(fixture.lease().is_empty(), "not soon after it failed");
+    fixture.advance(Duration::from_secs(300));
+    look_for_orphans(&mut fixture);
+    let again: u32 = fixture.lease().iter().map(|lease| lease.chunk.count).sum();
     assert_eq!(again, 12, "it is found again, with everything in it");
 }
 
@@ -141,31 +141,31 @@ fn is_skipped(diagnostic: &Diagnostic) -> bool {
 #[test]
 fn an_orphan_that_cannot_be_opened_hides_no_other() {
     let fault = Fault::of(Op::Create, "shard-1/lock");
-    let mut bench = bench(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
-    leave_behind(&bench, &[12, 5]);
+    let mut fixture = fixture(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
+    leave_behind(&fixture, &[12, 5]);
     fault.arm(13);
-    look_for_orphans(&mut bench);
-    assert!(bench.reports(|diagnostic| {
+    look_for_orphans(&mut fixture);
+    assert!(fixture.reports(|diagnostic| {
         let Diagnostic::QueueSkipped { path, why } = diagnostic else { return false };
         path.ends_with("shard-1") && why.contains("lock") && why.contains("Permission denied")
     }));
-    let rows = bench.lease();
+    let rows = fixture.lease();
     assert_eq!(rows.iter().map(|lease| lease.chunk.count).collect::<Vec<_>>(), [5]);
-    bench.deliver(rows);
+    fixture.deliver(rows);
     for _ in 0..3 {
-        bench.advance(Duration::from_secs(301));
-        look_for_orphans(&mut bench);
+        fixture.advance(Duration::from_secs(301));
+        look_for_orphans(&mut fixture);
     }
-    assert!(!bench.reports(is_skipped), "the same is not reported again");
+    assert!(!fixture.reports(is_skipped), "the same is not reported again");
     fault.arm(0);
-    bench.advance(Duration::from_secs(301));
-    look_for_orphans(&mut bench);
-    assert_eq!(bench.lease().iter().map(|lease| lease.chunk.count).sum::<u32>(), 12);
+    fixture.advance(Duration::from_secs(301));
+    look_for_orphans(&mut fixture);
+    assert_eq!(fixture.lease().iter().map(|lease| lease.chunk.count).sum::<u32>(), 12);
 }
 
 #[test]
 fn a_start_steps_over_the_shards_that_it_cannot_have_or_open() {
-    let first = bench(|_| ());
+    let first = fixture(|_| ());
     leave_behind(&first, &[12, 5, 7]);
     let project_dir = first.pipeline.shard.dir().parent().unwrap().to_path_buf();
     first.pipeline.shard.close();
@@ -176,7 +176,7 @@ fn a_start_steps_over_the_shards_that_it_cannot_have_or_open() {
     std::fs::create_dir(shard_dir(&project_dir, 1).join("status")).unwrap();
     let fault = Fault::of(Op::Create, "shard-2/lock");
     fault.arm(13);
-    let mut next = bench_in(Arc::clone(&first.root), |options| {
+    let mut next = fixture_in(Arc::clone(&first.root), |options| {
         options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>);
     });
     assert_eq!(next.pipeline.shard.dir(), &shard_dir(&project_dir, 3));
@@ -191,7 +191,7 @@ fn a_start_steps_over_the_shards_that_it_cannot_have_or_open() {
 
 #[test]
 fn a_failing_disk_fails_the_start_and_gets_no_new_shards() {
-    let first = bench(|_| ());
+    let first = fixture(|_| ());
     let project_dir = first.pipeline.shard.dir().parent().unwrap().to_path_buf();
     first.pipeline.shard.close();
     let mut options = first.pipeline.options.clone();
@@ -210,13 +210,13 @@ fn orphaned_queues_are_reported_by_name_and_many_by_their_sum() {
         let root = Arc::new(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap());
         for number in 0..count {
             let project = Project { host: "https://eu.example".into(), api_key: format!("phc_old_{number}") };
-            let mut old = bench_in(Arc::clone(&root), |options| options.queue.project = project);
+            let mut old = fixture_in(Arc::clone(&root), |options| options.queue.project = project);
             old.append(2);
             old.settle_down();
             old.pipeline.shard.close();
         }
-        let bench = bench_in(Arc::clone(&root), |_| ());
-        let diagnostics = bench.diagnostics.lock().unwrap();
+        let fixture = fixture_in(Arc::clone(&root), |_| ());
+        let diagnostics = fixture.diagnostics.lock().unwrap();
         let names: std::collections::BTreeSet<_> = diagnostics
             .iter()
             .filter_map(

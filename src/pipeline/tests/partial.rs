@@ -4,39 +4,39 @@ use super::super::source::OWN;
 use super::*;
 
 /// Acks a row that has the records from 1 on, and keeps these. Returns what is kept.
-fn ack(bench: &Bench, lease: &Lease, delivered: u64, keep: &[u64]) -> Lease {
+fn ack(fixture: &Fixture, lease: &Lease, delivered: u64, keep: &[u64]) -> Lease {
     let kept = lease.chunk.retain(|seq| keep.contains(&seq));
-    bench.pipeline.ack(Ack { row: lease.row(), delivered, dead: Vec::new(), keep: kept.clone() });
+    fixture.pipeline.ack(Ack { row: lease.row(), delivered, dead: Vec::new(), keep: kept.clone() });
     kept.map_or_else(|| lease.clone(), |chunk| Lease { chunk, ..*lease })
 }
 
 /// A pipeline with one row of 30 records, which is leased.
-fn checkpointed(edit: impl FnOnce(&mut PipelineOptions)) -> (Bench, Lease) {
-    let mut bench = bench(edit);
-    bench.append(30);
-    bench.settle_down();
-    let row = bench.lease().remove(0);
-    (bench, row)
+fn checkpointed(edit: impl FnOnce(&mut PipelineOptions)) -> (Fixture, Lease) {
+    let mut fixture = fixture(edit);
+    fixture.append(30);
+    fixture.settle_down();
+    let row = fixture.lease().remove(0);
+    (fixture, row)
 }
 
 #[test]
 fn what_is_kept_is_neither_read_nor_evicted_until_it_is_given_back() {
     for keep in [[1, 5], [2, 5]] {
-        let (mut bench, row) = checkpointed(|options| {
+        let (mut fixture, row) = checkpointed(|options| {
             options.limits.queue_events = 40;
             options.limits.overflow = OverflowPolicy::DropOldest;
         });
-        let rest = ack(&bench, &row, 28, &keep);
-        bench.advance(Duration::from_secs(1));
-        assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (28, 2));
-        let read = bench.pipeline.lease(usize::MAX, &|_| true).unwrap();
+        let rest = ack(&fixture, &row, 28, &keep);
+        fixture.advance(Duration::from_secs(1));
+        assert_eq!((fixture.ledger().delivered, fixture.ledger().queued_events), (28, 2));
+        let read = fixture.pipeline.lease(usize::MAX, &|_| true).unwrap();
         assert!(read.is_empty());
-        bench.append(60);
-        bench.advance(Duration::from_secs(6));
-        let ledger = bench.ledger();
+        fixture.append(60);
+        fixture.advance(Duration::from_secs(6));
+        let ledger = fixture.ledger();
         assert_eq!((ledger.evicted, ledger.queued_events), (22, 40), "the oldest are with the delivery and stay");
-        bench.pipeline.release(rest.row());
-        let again = bench.lease();
+        fixture.pipeline.release(rest.row());
+        let again = fixture.lease();
         assert_eq!((again[0].row(), again[0].chunk.count), (rest.row(), 2));
     }
 }
@@ -44,27 +44,27 @@ fn what_is_kept_is_neither_read_nor_evicted_until_it_is_given_back() {
 #[test]
 fn what_is_given_back_before_its_row_is_written_is_read_once_it_is() {
     for keep in [[1, 5], [2, 5]] {
-        let (mut bench, row) = checkpointed(|_| ());
-        let rest = ack(&bench, &row, 28, &keep);
-        bench.pipeline.release(rest.row());
-        assert!(bench.lease().is_empty());
-        bench.advance(Duration::from_secs(1));
-        assert_eq!(bench.lease().iter().map(Lease::row).collect::<Vec<_>>(), [rest.row()]);
+        let (mut fixture, row) = checkpointed(|_| ());
+        let rest = ack(&fixture, &row, 28, &keep);
+        fixture.pipeline.release(rest.row());
+        assert!(fixture.lease().is_empty());
+        fixture.advance(Duration::from_secs(1));
+        assert_eq!(fixture.lease().iter().map(Lease::row).collect::<Vec<_>>(), [rest.row()]);
     }
 }
 
 #[test]
 fn delivery_is_woken_for_a_row_that_a_commit_makes_free() {
     for keep in [[1, 5], [2, 5]] {
-        let (mut bench, row) = checkpointed(|_| ());
+        let (mut fixture, row) = checkpointed(|_| ());
         let wakes = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&wakes);
-        bench.pipeline.leases.wake_with(Box::new(move || _ = counted.fetch_add(1, Ordering::SeqCst)));
-        let rest = ack(&bench, &row, 28, &keep);
-        bench.pipeline.release(rest.row());
-        assert!(bench.lease().is_empty(), "it is not in the store yet, and delivery does not look again by itself");
+        fixture.pipeline.leases.wake_with(Box::new(move || _ = counted.fetch_add(1, Ordering::SeqCst)));
+        let rest = ack(&fixture, &row, 28, &keep);
+        fixture.pipeline.release(rest.row());
+        assert!(fixture.lease().is_empty(), "it is not in the store yet, and delivery does not look again by itself");
         assert_eq!(wakes.load(Ordering::SeqCst), 0);
-        bench.advance(Duration::from_secs(1));
+        fixture.advance(Duration::from_secs(1));
         assert!(wakes.load(Ordering::SeqCst) > 0);
     }
 }
@@ -74,54 +74,54 @@ fn pieces_add_up_however_commits_fall_between_them() {
     for keep in [[1, 5], [2, 5]] {
         for commits in 0..4 {
             let fault = Fault::of(Op::Write, "queue.redb");
-            let (mut bench, row) =
+            let (mut fixture, row) =
                 checkpointed(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
-            let rest = ack(&bench, &row, 28, &keep);
+            let rest = ack(&fixture, &row, 28, &keep);
             if commits & 1 == 1 {
-                bench.advance(Duration::from_secs(1));
+                fixture.advance(Duration::from_secs(1));
             }
-            let last = ack(&bench, &rest, 1, &[5]);
+            let last = ack(&fixture, &rest, 1, &[5]);
             if commits & 2 == 2 {
-                bench.advance(Duration::from_secs(1));
+                fixture.advance(Duration::from_secs(1));
             }
-            ack(&bench, &last, 1, &[]);
-            assert!(bench.lease().is_empty());
+            ack(&fixture, &last, 1, &[]);
+            assert!(fixture.lease().is_empty());
             // A commit that fails first changes nothing about that.
             fault.arm(5);
-            bench.advance(Duration::from_secs(1));
+            fixture.advance(Duration::from_secs(1));
             fault.arm(0);
-            bench.advance(HOUR);
-            assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (30, 0), "{keep:?} {commits}");
-            assert!(bench.lease().is_empty());
+            fixture.advance(HOUR);
+            assert_eq!((fixture.ledger().delivered, fixture.ledger().queued_events), (30, 0), "{keep:?} {commits}");
+            assert!(fixture.lease().is_empty());
         }
     }
 }
 
 #[test]
 fn a_piece_that_is_acked_during_the_commit_of_the_one_before_is_not_read_again() {
-    let (bench, row) = checkpointed(|_| ());
-    let rest = ack(&bench, &row, 29, &[1]);
+    let (fixture, row) = checkpointed(|_| ());
+    let rest = ack(&fixture, &row, 29, &[1]);
     assert_eq!(rest.row(), row.row(), "what is kept has the name of the whole");
-    let rows = bench.pipeline.leases.lock();
-    let under_way = rows.take_acks(OWN, &bench.ledger());
-    ack(&bench, &rest, 1, &[]);
+    let rows = fixture.pipeline.leases.lock();
+    let under_way = rows.take_acks(OWN, &fixture.ledger());
+    ack(&fixture, &rest, 1, &[]);
     rows.committed(under_way);
     drop(rows);
-    assert!(bench.lease().is_empty());
+    assert!(fixture.lease().is_empty());
 }
 
 #[test]
 fn pieces_are_acked_in_their_order_also_after_a_commit_that_failed() {
     for keep in [1, 2] {
-        let (mut bench, row) = checkpointed(|_| ());
-        let rest = ack(&bench, &row, 29, &[keep]);
-        let rows = bench.pipeline.leases.lock();
-        let under_way = rows.take_acks(OWN, &bench.ledger());
-        ack(&bench, &rest, 1, &[]);
+        let (mut fixture, row) = checkpointed(|_| ());
+        let rest = ack(&fixture, &row, 29, &[keep]);
+        let rows = fixture.pipeline.leases.lock();
+        let under_way = rows.take_acks(OWN, &fixture.ledger());
+        ack(&fixture, &rest, 1, &[]);
         rows.put_back(under_way);
         drop(rows);
-        bench.advance(HOUR);
-        assert_eq!((bench.ledger().delivered, bench.ledger().queued_events), (30, 0));
-        assert!(bench.lease().is_empty());
+        fixture.advance(HOUR);
+        assert_eq!((fixture.ledger().delivered, fixture.ledger().queued_events), (30, 0));
+        assert!(fixture.lease().is_empty());
     }
 }

@@ -8,26 +8,26 @@ use crate::queue::{EvictUntil, EvictionCursor};
 
 #[test]
 fn what_is_read_while_it_is_evicted_is_neither_counted_twice_nor_left_behind() {
-    let mut bench = bench(|options| options.intervals.flush_at = 1);
+    let mut fixture = fixture(|options| options.intervals.flush_at = 1);
     for _ in 0..4 {
         for n in 0..30 {
-            assert!(bench.pipeline.append(&[7; 100], if n % 10 == 5 { 2 } else { 0 }).is_ok());
+            assert!(fixture.pipeline.append(&[7; 100], if n % 10 == 5 { 2 } else { 0 }).is_ok());
         }
-        bench.advance(Duration::from_secs(6));
+        fixture.advance(Duration::from_secs(6));
     }
-    assert_eq!(bench.ledger().queued_events, 120);
+    assert_eq!(fixture.ledger().queued_events, 120);
     let (attempts, woken) = (Cell::new(0), Arc::new(AtomicU64::new(0)));
     let wakes = Arc::clone(&woken);
-    bench.pipeline.leases.wake_with(Box::new(move || _ = wakes.fetch_add(1, Ordering::SeqCst)));
+    fixture.pipeline.leases.wake_with(Box::new(move || _ = wakes.fetch_add(1, Ordering::SeqCst)));
     // As `Committer::evict` asks; delivery tries to lease rows between the answer and the transaction.
-    let rows = bench.pipeline.leases.lock();
+    let rows = fixture.pipeline.leases.lock();
     let is_out = |key| {
-        let leased = bench.pipeline.lease(usize::MAX, &|_| true);
+        let leased = fixture.pipeline.lease(usize::MAX, &|_| true);
         assert!(matches!(leased, Err(delivery::SourceError::Busy)));
         attempts.set(attempts.get() + 1);
         rows.is_out(ChunkRef { origin: OWN, key })
     };
-    bench
+    fixture
         .pipeline
         .shard
         .evict(EvictUntil::Fits { bytes: u64::MAX, events: 100 }, &mut EvictionCursor::default(), &is_out, 1)
@@ -35,13 +35,13 @@ fn what_is_read_while_it_is_evicted_is_neither_counted_twice_nor_left_behind() {
     assert!(attempts.get() > 0 && woken.load(Ordering::SeqCst) == 0);
     drop(rows);
     assert_eq!(woken.load(Ordering::SeqCst), 1, "delivery tries again");
-    bench.deliver(bench.lease());
+    fixture.deliver(fixture.lease());
     for _ in 0..20 {
-        bench.advance(Duration::from_secs(6));
-        bench.deliver(bench.lease());
+        fixture.advance(Duration::from_secs(6));
+        fixture.deliver(fixture.lease());
     }
-    bench.advance(Duration::from_secs(6));
-    let ledger = bench.ledger();
+    fixture.advance(Duration::from_secs(6));
+    let ledger = fixture.ledger();
     assert_eq!(
         (ledger.delivered, ledger.queued_events),
         (120 - ledger.evicted, 0),
@@ -74,8 +74,8 @@ impl Watch {
 
 #[test]
 fn statistics_balance_and_never_go_back_whenever_one_looks() {
-    let mut bench = bench(|options| options.intervals.flush_at = 1);
-    let (pipeline, done) = (Arc::clone(&bench.pipeline), Arc::new(AtomicBool::new(false)));
+    let mut fixture = fixture(|options| options.intervals.flush_at = 1);
+    let (pipeline, done) = (Arc::clone(&fixture.pipeline), Arc::new(AtomicBool::new(false)));
     let is_done = Arc::clone(&done);
     let looking = std::thread::spawn(move || {
         let mut watch = Watch::default();
@@ -86,19 +86,19 @@ fn statistics_balance_and_never_go_back_whenever_one_looks() {
     });
     let mut own = Watch::default();
     // Queued all the time: of an empty queue nothing could be counted as acked twice.
-    bench.append(10);
-    bench.advance(Duration::from_secs(6));
-    let backlog = bench.lease();
+    fixture.append(10);
+    fixture.advance(Duration::from_secs(6));
+    let backlog = fixture.lease();
     for _ in 0..100 {
-        bench.append(10);
-        bench.advance(Duration::from_secs(6));
-        bench.deliver(bench.lease());
-        own.look(&bench.pipeline);
-        bench.advance(Duration::from_secs(6));
-        own.look(&bench.pipeline);
+        fixture.append(10);
+        fixture.advance(Duration::from_secs(6));
+        fixture.deliver(fixture.lease());
+        own.look(&fixture.pipeline);
+        fixture.advance(Duration::from_secs(6));
+        own.look(&fixture.pipeline);
     }
-    bench.deliver(backlog);
-    own.look(&bench.pipeline);
+    fixture.deliver(backlog);
+    own.look(&fixture.pipeline);
     done.store(true, Ordering::SeqCst);
     let watch = looking.join().unwrap();
     assert!(watch.looks > 200, "{}", watch.looks);

@@ -56,51 +56,51 @@ impl Gate for Slow {
 
 /// A queue with 12 events that another process left, and its directory.
 fn left_queue() -> (Arc<tempfile::TempDir>, PathBuf) {
-    let first = bench(|_| ());
+    let first = fixture(|_| ());
     first.append(12);
     let (root, dir) = (Arc::clone(&first.root), first.pipeline.shard.dir().clone());
     drop(first);
     (root, dir)
 }
 
-fn counts(bench: &Bench) -> Vec<u32> {
-    bench.lease().iter().map(|lease| lease.chunk.count).collect()
+fn counts(fixture: &Fixture) -> Vec<u32> {
+    fixture.lease().iter().map(|lease| lease.chunk.count).collect()
 }
 
 #[test]
 fn a_slow_queue_is_delivered_as_an_orphan_of_a_new_one() {
     let (root, dir) = left_queue();
     let slow = Slow::at(Op::Open, "shard-0/queue.redb");
-    let mut bench = bench_in(Arc::clone(&root), |options| {
+    let mut fixture = fixture_in(Arc::clone(&root), |options| {
         options.disk = slow.disk();
         options.open_timeout = Duration::from_millis(600);
     });
-    assert!(bench.pipeline.shard.dir().ends_with("shard-1") && slow.is_waited_for());
-    let last_run = bench.pipeline.last_run().unwrap();
+    assert!(fixture.pipeline.shard.dir().ends_with("shard-1") && slow.is_waited_for());
+    let last_run = fixture.pipeline.last_run().unwrap();
     assert_eq!((last_run.cause, last_run.pid), (crate::crash::exit::ExitCause::Killed, std::process::id()));
-    bench.append(30);
-    bench.settle_down();
-    assert_eq!(counts(&bench), [30]);
-    assert!(bench.lease().is_empty());
-    bench.settle_down();
-    assert!(bench.pipeline.adopted_shard().is_none());
-    let reported: Vec<_> = bench.diagnostics.lock().unwrap().drain(..).filter(is_skipped).collect();
+    fixture.append(30);
+    fixture.settle_down();
+    assert_eq!(counts(&fixture), [30]);
+    assert!(fixture.lease().is_empty());
+    fixture.settle_down();
+    assert!(fixture.pipeline.adopted_shard().is_none());
+    let reported: Vec<_> = fixture.diagnostics.lock().unwrap().drain(..).filter(is_skipped).collect();
     assert!(
         matches!(&reported[..], [Diagnostic::QueueSkipped { path, .. }] if *path == dir),
         "reported once: {reported:?}"
     );
     slow.hold(false);
-    until("the slow one is open", || !bench.pipeline.orphans.is_idle());
-    bench.settle_down();
-    let rows = bench.lease();
+    until("the slow one is open", || !fixture.pipeline.orphans.is_idle());
+    fixture.settle_down();
+    let rows = fixture.lease();
     assert_eq!(rows.iter().map(|lease| lease.chunk.count).collect::<Vec<_>>(), [12]);
-    bench.deliver(rows);
-    bench.advance(Duration::from_secs(1));
-    assert!(bench.pipeline.adopted_shard().is_none(), "it is drained");
+    fixture.deliver(rows);
+    fixture.advance(Duration::from_secs(1));
+    assert!(fixture.pipeline.adopted_shard().is_none(), "it is drained");
     let page = predecessor(&Disk::default(), &dir);
     assert!(page.clean && page.ledger.unwrap().delivered == 12, "{page:?}");
     assert_eq!(page.run, None, "the run record of this process is in its own shard");
-    assert_eq!(bench.pipeline.shard.ledger().accepted, 30, "nothing was copied");
+    assert_eq!(fixture.pipeline.shard.ledger().accepted, 30, "nothing was copied");
 }
 
 #[test]
@@ -109,70 +109,70 @@ fn an_exit_during_a_slow_opening_is_not_a_death_of_it() {
     let slow = Slow::at(Op::Open, "shard-0/queue.redb");
     for _ in 0..3 {
         slow.hold(true);
-        let mut bench = bench_in(Arc::clone(&root), |options| {
+        let mut fixture = fixture_in(Arc::clone(&root), |options| {
             options.disk = slow.disk();
             // The shard that the first run created must open within a third of it.
             options.open_timeout = Duration::from_millis(4500);
         });
-        assert_eq!(bench.pipeline.shard.dir(), &shard_dir(dir.parent().unwrap(), 1), "no further one is made");
+        assert_eq!(fixture.pipeline.shard.dir(), &shard_dir(dir.parent().unwrap(), 1), "no further one is made");
         until("it is being opened", || predecessor(&Disk::default(), &dir).deaths_opening == 1);
-        let stopped = bench.pipeline.shutdown(Duration::ZERO);
-        let commands = bench.pipeline.mailbox.listen(Some(bench.now()), || bench.pipeline.options.clock.now());
-        bench.committer.receive(commands);
-        while bench.committer.turn().is_continue() {
-            bench.clock.advance(Duration::from_secs(1));
+        let stopped = fixture.pipeline.shutdown(Duration::ZERO);
+        let commands = fixture.pipeline.mailbox.listen(Some(fixture.now()), || fixture.pipeline.options.clock.now());
+        fixture.committer.receive(commands);
+        while fixture.committer.turn().is_continue() {
+            fixture.clock.advance(Duration::from_secs(1));
         }
         assert!(stopped.wait(Duration::from_secs(10)).is_ok());
         assert_eq!(predecessor(&Disk::default(), &dir).deaths_opening, 0);
         slow.hold(false);
         until("it is released when it is open", || predecessor(&Disk::default(), &dir).clean);
     }
-    let bench = bench_in(root, |_| ());
-    until("it has no owner any more", || bench.pipeline.shard.dir() == &dir);
-    assert_eq!(counts(&bench), [12]);
+    let fixture = fixture_in(root, |_| ());
+    until("it has no owner any more", || fixture.pipeline.shard.dir() == &dir);
+    assert_eq!(counts(&fixture), [12]);
 }
 
 #[test]
 fn an_orphan_that_opens_slowly_does_not_keep_a_receipt_waiting() {
     let slow = Slow::at(Op::Open, "shard-1/queue.redb");
-    let mut bench = bench(|options| options.disk = slow.disk());
-    leave_behind(&bench, &[12, 5]);
-    assert!(bench.lease().is_empty());
-    bench.turn();
+    let mut fixture = fixture(|options| options.disk = slow.disk());
+    leave_behind(&fixture, &[12, 5]);
+    assert!(fixture.lease().is_empty());
+    fixture.turn();
     until("it is being opened", || slow.is_waited_for());
-    bench.append(1);
-    let persisted = bench.pipeline.persisted(1);
-    bench.turn();
+    fixture.append(1);
+    let persisted = fixture.pipeline.persisted(1);
+    fixture.turn();
     assert!(slow.is_waited_for(), "it was not waited for");
     assert_eq!(persisted.wait(Duration::ZERO), Ok(()));
     slow.hold(false);
-    bench.settle_down();
-    look_for_all(&mut bench);
+    fixture.settle_down();
+    look_for_all(&mut fixture);
 }
 
 /// Delivers what is left in this and every other queue: 1, 12 and 5 events.
-fn look_for_all(bench: &mut Bench) {
+fn look_for_all(fixture: &mut Fixture) {
     let mut found = Vec::new();
     for _ in 0..4 {
-        let rows = bench.lease();
+        let rows = fixture.lease();
         found.extend(rows.iter().map(|lease| lease.chunk.count));
-        bench.deliver(rows);
-        bench.advance(Duration::from_secs(6));
-        look_for_orphans_if_idle(bench);
+        fixture.deliver(rows);
+        fixture.advance(Duration::from_secs(6));
+        look_for_orphans_if_idle(fixture);
     }
     found.sort_unstable();
     assert_eq!(found, [1, 5, 12]);
 }
 
-fn look_for_orphans_if_idle(bench: &mut Bench) {
-    if bench.pipeline.adopted_shard().is_none() && bench.pipeline.shard.ledger().queued_events == 0 {
-        look_for_orphans(bench);
+fn look_for_orphans_if_idle(fixture: &mut Fixture) {
+    if fixture.pipeline.adopted_shard().is_none() && fixture.pipeline.shard.ledger().queued_events == 0 {
+        look_for_orphans(fixture);
     }
 }
 
 #[test]
 fn a_hanging_directory_is_an_error_or_declared_memory_mode() {
-    let first = bench(|_| ());
+    let first = fixture(|_| ());
     let slow = Slow::at(Op::MakeDir, "elsewhere");
     let mut options = first.pipeline.options.clone();
     options.queue.queue_dir = first.root.path().join("elsewhere");
