@@ -80,7 +80,7 @@ impl tracing::Subscriber for Subscriber {
 }
 
 #[test]
-fn lines_about_our_requests_are_not_captured_but_ours_are() {
+fn log_lines_of_requests_are_not_captured_but_diagnostics_are() {
     log::set_logger(&Logger).unwrap();
     log::set_max_level(log::LevelFilter::Trace);
     tracing::subscriber::set_global_default(Subscriber).unwrap();

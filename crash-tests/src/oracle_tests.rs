@@ -37,7 +37,7 @@ fn only_finding(events: &[Event]) -> String {
 }
 
 #[test]
-fn an_acked_event_may_arrive_twice_and_a_cut_off_one_once() {
+fn duplicates_and_the_last_unacked_event_may_arrive() {
     let sent_again = Event { sent_at: "later".to_owned(), request: 4, ..event(1, 1) };
     assert!(findings(&history(), &[event(1, 1), event(0, 0), sent_again, event(3, 3)], Rules::default()).is_empty());
 }
@@ -48,7 +48,7 @@ fn an_acked_event_that_did_not_arrive_is_lost() {
 }
 
 #[test]
-fn an_event_that_was_never_captured_is_foreign() {
+fn an_event_that_was_never_captured_is_found() {
     assert!(only_finding(&[event(0, 0), event(1, 1), event(4, 4)]).contains("never captured"));
     // Another event was acked with this uuid.
     let swapped = findings(&history(), &[event(0, 1), event(1, 0)], Rules::default());
@@ -56,12 +56,12 @@ fn an_event_that_was_never_captured_is_foreign() {
 }
 
 #[test]
-fn a_refused_event_must_not_arrive() {
+fn a_dropped_event_must_not_arrive() {
     assert!(only_finding(&[event(0, 0), event(1, 1), event(2, 2)]).contains("refused"));
 }
 
 #[test]
-fn an_event_under_a_second_uuid_is_doubled() {
+fn an_event_with_two_uuids_is_found() {
     let mut history = history();
     history.last.insert((1, 0), 2);
     let found = findings(&history, &[event(0, 0), event(1, 1), event(3, 3), event(33, 3)], Rules::default());
@@ -90,7 +90,7 @@ fn judged(ledger: &Ledger, rules: Rules, arrived: std::ops::Range<u128>) -> Vec<
 }
 
 #[test]
-fn a_ledger_must_balance_be_drained_and_agree_with_the_stand_in() {
+fn a_ledger_must_balance_be_drained_and_match_what_arrived() {
     let good = Ledger { accepted: 20, delivered: 20, ..Ledger::default() };
     let none = Rules::default();
     assert!(judged(&good, none, 0..20).is_empty());
@@ -111,7 +111,7 @@ fn a_ledger_must_balance_be_drained_and_agree_with_the_stand_in() {
 }
 
 #[test]
-fn only_poison_must_be_dead_lettered_and_once() {
+fn only_poison_is_dead_lettered_and_each_event_once() {
     let poison = Rules { poison: true, ..Rules::default() };
     let good = Ledger { accepted: 20, delivered: 19, dead_lettered: 1, ..Ledger::default() };
     assert!(judged(&good, poison, 0..19).is_empty());
@@ -121,7 +121,7 @@ fn only_poison_must_be_dead_lettered_and_once() {
 }
 
 #[test]
-fn events_missing_from_a_bounded_queue_must_be_evicted() {
+fn missing_events_of_a_bounded_queue_must_count_as_evicted() {
     let evicts = Rules { evicts: true, ..Rules::default() };
     let good = Ledger { accepted: 20, delivered: 15, evicted: 5, ..Ledger::default() };
     assert!(judged(&good, evicts, 0..15).is_empty());

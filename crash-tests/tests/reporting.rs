@@ -29,7 +29,7 @@ fn a_crash_is_reported_with_its_breadcrumbs() {
 }
 
 #[test]
-fn earlier_reports_do_not_keep_a_survived_panic_from_being_sent() {
+fn a_survived_panic_is_sent_despite_many_earlier_reports() {
     let fixture = Fixture::new();
     // So many reports that they are still being read when the hook is installed.
     fixture.run("storm", true);
@@ -38,7 +38,7 @@ fn earlier_reports_do_not_keep_a_survived_panic_from_being_sent() {
 }
 
 #[test]
-fn a_library_loaded_later_has_an_image_and_is_walked_through() {
+fn a_library_loaded_later_has_an_image_and_is_unwound() {
     let fixture = Fixture::new();
     assert_eq!(fixture.run_both("loaded_later"), (None, Some(11)));
     let reported = fixture.reported_after(1, 1);
@@ -50,7 +50,7 @@ fn a_library_loaded_later_has_an_image_and_is_walked_through() {
 }
 
 #[test]
-fn a_before_send_that_crashes_does_so_at_most_three_times() {
+fn a_before_send_that_crashes_is_called_three_times_at_most() {
     let fixture = Fixture::new();
     fixture.run("literal", true);
     let endings: Vec<_> = (0..5).map(|_| fixture.run("telling_segfaults", true)).collect();

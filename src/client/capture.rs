@@ -1,4 +1,4 @@
-//! The calls that capture, from the event to its receipt, on the caller's thread.
+//! The calls that capture events: everything from the event to its receipt, on the caller's thread.
 //!
 //! `prepare` does everything that comes before the journal, in the order that PostHog's specification gives: opt-out,
 //! identity, validation, context and super properties, hooks. `append` copies the finished record into the journal.
@@ -29,7 +29,7 @@ impl Client {
     /// process.
     ///
     /// Two cases take longer. While the queue's file system is frozen (`fsfreeze`, a snapshot) or does not respond, one
-    /// capture may wait for it, because the store to the mapped file does; other threads get
+    /// capture may wait for it, because a write to the mapped memory waits; other threads get
     /// [`JournalBusy`](crate::DropReason::JournalBusy) after 50 ms. The first capture in a forked child opens a queue
     /// of the child's own: file I/O of about 50 ms, and at most 30 s if the disk does not respond. A daemon that forks
     /// should create its client afterwards.
@@ -80,7 +80,7 @@ impl Shared {
     }
 
     /// Everything before the journal, in the order that PostHog's specification gives. Counts and reports a drop.
-    // As a call of its own it would cost each capture a copy of the prepared event.
+    // Inlined, because a call would cost each capture a copy of the prepared event.
     #[inline(always)]
     pub(super) fn prepare(&self, pipeline: &Pipeline, event: Event) -> Result<Prepared, DropReason> {
         self.prepare_and(pipeline, event, |_| ())
@@ -100,7 +100,7 @@ impl Shared {
         }
         let inside = reentry::inside();
         if inside.refuses_captures() {
-            // No diagnostic: its callback is what captured this event.
+            // Not recorded as a diagnostic: the hook for diagnostics may be what captures this event.
             self.count(DropReason::Reentrant);
             return Err(DropReason::Reentrant);
         }
@@ -267,9 +267,10 @@ fn attribute(event: &mut Event, context: Option<&Context>, fresh: &Uuid) {
 
 impl Client {
     /// Captures `$identify`: this person exists and has these properties (`$set`). `props` is a map, a struct, or a
-    /// sequence of pairs; `()` for none. Every call is sent. A blank id is `Dropped(EmptyDistinctId)`.
+    /// sequence of pairs; `()` for none. Every call captures an event, also if nothing has changed. A blank id is
+    /// `Dropped(EmptyDistinctId)`.
     ///
-    /// An event built with [`Event::identify`] can say more:
+    /// [`Event::identify`] has more options:
     ///
     /// ```
     /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
@@ -277,33 +278,34 @@ impl Client {
     ///
     /// client.identify("user_1", [("plan", "pro")]);
     /// client.identify("user_1", ());
-    /// client.capture(Event::identify("user_1").person_property("plan", "pro").person_property_once("source", "ads").disable_geoip());
+    /// let event = Event::identify("user_1").person_property("plan", "pro").person_property_once("source", "ads");
+    /// client.capture(event.disable_geoip());
     /// ```
     pub fn identify(&self, distinct_id: impl AsRef<str>, props: impl Serialize) -> Receipt {
         self.capture(Event::identify(distinct_id).person_properties(props))
     }
 
-    /// Sets properties of a person (a `$set` event). Without a property it is `Dropped(NothingToSet)`.
-    /// [`Event::set_person`] can say more.
+    /// Sets properties of a person (a `$set` event). Without a property, the event is `Dropped(NothingToSet)`.
+    /// [`Event::set_person`] has more options.
     pub fn set_person(&self, distinct_id: impl AsRef<str>, props: impl Serialize) -> Receipt {
         self.capture(Event::set_person(distinct_id).person_properties(props).must_set_something())
     }
 
-    /// Sets those properties that the person does not have yet (a `$set` event with `$set_once`). Without a property it
-    /// is `Dropped(NothingToSet)`.
+    /// Sets those properties that the person does not have yet (a `$set` event with `$set_once`). Without a
+    /// property, the event is `Dropped(NothingToSet)`.
     pub fn set_person_once(&self, distinct_id: impl AsRef<str>, props: impl Serialize) -> Receipt {
         self.capture(Event::set_person(distinct_id).person_props_once(props).must_set_something())
     }
 
-    /// Says that `alias` and `previous_id` are the same person (`$create_alias`). Blank ids are
-    /// `Dropped(EmptyDistinctId)` and `Dropped(EmptyAlias)`. [`Event::alias`] can say more.
+    /// Captures `$create_alias`: `alias` and `previous_id` are the same person. A blank `previous_id` is
+    /// `Dropped(EmptyDistinctId)`, a blank `alias` is `Dropped(EmptyAlias)`. [`Event::alias`] has more options.
     pub fn alias(&self, previous_id: impl AsRef<str>, alias: impl AsRef<str>) -> Receipt {
         self.capture(Event::alias(previous_id, alias))
     }
 
-    /// Says that a group exists and has these properties (`$groupidentify` with `$group_set`). The key is a string or a
-    /// number. Later events are not put into the group; [`Event::group`] does that. Blank types and keys are
-    /// `Dropped(EmptyGroupType)` and `Dropped(EmptyGroupKey)`. [`Event::group_identify`] can say more.
+    /// Captures `$groupidentify`: this group exists and has these properties (`$group_set`). The key is a string or a
+    /// number. Later events are not put into the group; [`Event::group`] does that. A blank type is
+    /// `Dropped(EmptyGroupType)`, a blank key is `Dropped(EmptyGroupKey)`. [`Event::group_identify`] has more options.
     pub fn group_identify(
         &self,
         group_type: impl AsRef<str>,
@@ -320,7 +322,8 @@ impl Client {
     /// which case the event stays queued and is sent later. Dropping the [`Pending`] loses nothing.
     ///
     /// For programs that end soon, and for the rare event whose delivery matters now: each call costs a commit and a
-    /// request, unless several come together. At most 10,000 can be waited for at a time.
+    /// request, unless several come together. At most 10,000 calls wait at a time; a further one resolves at once with
+    /// [`DeliveryReport::Queued`].
     ///
     /// ```
     /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();

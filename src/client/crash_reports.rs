@@ -1,9 +1,9 @@
-//! Reads crash reports and captures their incidents as events: those of earlier processes, and panics that this process
-//! survived.
+//! Reads the crash reports of earlier processes, and the reports of panics that this process survived, and captures
+//! each incident as an event.
 //!
-//! It runs on a thread of its own, which exists only if there is something to read or a hook is armed. The thread is
-//! not one of the pipeline's two threads, so it may wait for them: a report file is removed only when its events are
-//! durable in the queue.
+//! The reader has its own thread, which exists only if there is a report to read or a hook is installed. It is not one
+//! of the pipeline's two threads, so it may wait for them: it removes a report file only when the events of the file
+//! are durable in the queue.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -71,7 +71,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Starts the reader thread, or makes the running one look again.
+    /// Starts the reader thread. If it already runs, makes it check for reports again.
     pub(super) fn start_reader(self: &Arc<Self>) {
         self.has_new_reports.store(true, Ordering::SeqCst);
         if self.reader_runs.swap(true, Ordering::SeqCst) {
@@ -89,7 +89,8 @@ impl Shared {
     }
 }
 
-/// The reader thread. It holds the client only during a capture: dropping the last handle must not wait for the reader.
+/// The body of the reader thread. It does not hold the client while it waits or reads, so that dropping the last handle
+/// of the client does not wait for the reader.
 fn read(shared: &Weak<Shared>) {
     let _disabled = crash::disable_on_this_thread();
     let mut is_registered = false;
@@ -106,12 +107,14 @@ fn read(shared: &Weak<Shared>) {
             Next::ReadOn => continue,
             Next::Wait => {}
         }
-        // Only a thread that waits registers: the reader of another client would be woken instead, and then end.
+        // Only a reader that waits registers. Otherwise, the reader of another client, which ends after its reports,
+        // would replace this one as the thread that is woken.
         if !std::mem::replace(&mut is_registered, true) {
             crash::set_reader(std::thread::current());
         }
         crash::wait_until_written();
-        // Waits until it is known whether the process dies of it. Records written meanwhile need a grace period too.
+        // Waits until it is known whether the process survives the crash. A record that is written meanwhile needs a
+        // grace period as well.
         for _ in 0..GRACES_MOST {
             std::thread::sleep(GRACE);
             if !crash::take_written() {
@@ -122,11 +125,11 @@ fn read(shared: &Weak<Shared>) {
     }
 }
 
-/// What the thread does after it has read all reports.
+/// What the reader thread does after it has read all reports.
 enum Next {
-    /// More were found meanwhile.
+    /// More reports have arrived: read them.
     ReadOn,
-    /// This process may survive a crash, whose record it has to read.
+    /// This process writes crash reports: wait for the record of a crash that it survives.
     Wait,
     End,
 }
@@ -137,7 +140,7 @@ impl Shared {
             return Next::Wait;
         }
         self.reader_runs.store(false, Ordering::SeqCst);
-        // A caller that found the thread running before this relies on it to look again.
+        // `start_reader` starts no thread if `reader_runs` was still set: this thread then has to read its reports.
         let is_needed = self.is_armed.load(Ordering::SeqCst) || self.has_new_reports.load(Ordering::SeqCst);
         if is_needed && !self.reader_runs.swap(true, Ordering::SeqCst) { Next::ReadOn } else { Next::End }
     }
@@ -199,7 +202,8 @@ fn read_file(shared: &Weak<Shared>, disk: &Disk, path: &Path, state: ProcessStat
                 let _ = report.undo_reading(disk);
                 return record_unreadable(shared, Some(path), &why);
             }
-            // This reading counts: a report that is never accepted is given up in the end.
+            // Without `undo_reading`, this attempt counts: a report whose event is never accepted is given up after the
+            // third attempt.
             ReportOutcome::Rejected(why) => return record_unreadable(shared, Some(&report.path), &why),
         }
     }
@@ -209,11 +213,11 @@ fn read_file(shared: &Weak<Shared>, disk: &Disk, path: &Path, state: ProcessStat
 }
 
 enum ReportOutcome {
-    /// The event is in the queue, or the program does not want it.
+    /// The event is durable in the queue, or the program dropped it. The report is not needed any more.
     Durable,
-    /// To be retried at the next start.
+    /// The event was not accepted, or did not become durable in time. The report is read again at the next start.
     RetryLater(String),
-    /// The event is never accepted.
+    /// The event can never be accepted, for example because it is too large.
     Rejected(String),
 }
 
@@ -253,8 +257,8 @@ fn record_unreadable(shared: &Weak<Shared>, path: Option<&Path>, why: &(impl ToS
     }
 }
 
-/// The same uuid at each reading: PostHog counts an event that is sent twice (the process was killed before the file
-/// was removed) once.
+/// The uuid of an incident's event. If the report names its process, the uuid is the same at each reading: PostHog then
+/// counts an event once that is sent twice, because the process was killed before it removed the file.
 fn uuid_of(report: &CrashReport, incident: &Incident) -> Uuid {
     let Some(context) = &report.process else { return Uuid::now_v7() };
     let millis = incident.record.number(Tag::Time).unwrap_or(0) / 1_000_000;
@@ -265,7 +269,8 @@ fn uuid_of(report: &CrashReport, incident: &Incident) -> Uuid {
     for (place, byte) in rest.iter_mut().rev().zip(incident.record.number.to_le_bytes()) {
         *place ^= byte;
     }
-    // Forked children continue their parent's numbers, and several may die of the same cause in the same millisecond.
+    // The pid distinguishes forked children: they continue their parent's numbering, and several may crash for the same
+    // reason in the same millisecond.
     for (place, byte) in rest.iter_mut().zip(incident.record.number(Tag::Pid).unwrap_or(0).to_le_bytes()).take(4) {
         *place ^= byte;
     }
@@ -291,8 +296,8 @@ fn own_process(disk: &Disk) -> ProcessInfo {
     }
 }
 
-/// When the incident happened. `None` for a time in the future, which comes from a wrong clock; the event then has the
-/// current time.
+/// When the incident happened. `None` if the time is unknown, or is in the future because a clock was wrong; the event
+/// then has the current time.
 fn time_of(incident: &Incident, now: WallNanos) -> Option<SystemTime> {
     let nanos = WallNanos::try_from(incident.record.number(Tag::Time)?).ok()?;
     (1..=now).contains(&nanos).then(|| system_time(nanos))
@@ -330,8 +335,9 @@ pub(crate) fn event_of(incident: &Incident, context: Option<&ProcessInfo>) -> Ev
     event
 }
 
-/// Attributes the event to the person whose request the thread served, as if the thread had captured it. A panic during
-/// cleanup may come after its context was left; the panic before it has the context.
+/// Attributes the event to the person whose request the thread served, as if the thread had captured the event. A panic
+/// in a destructor may occur after the thread has left the context of the request; the panic that started the unwinding
+/// has the context then.
 fn attribute(event: &mut Event, incident: &Incident) {
     let is_known = |record: &Record| record.bytes(Tag::DistinctId).is_some();
     let record = match &incident.during {

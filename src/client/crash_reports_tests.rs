@@ -1,5 +1,5 @@
-//! Tests of the reader thread: it looks again for reports that arrive while it reads, and only the armed client's
-//! thread is woken.
+//! Tests of the reader thread: it also reads reports that arrive while it reads, and a crash wakes only the reader of
+//! the client that installed the hooks.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,15 +30,15 @@ fn crash_dir(dir: &Path) -> PathBuf {
     crash_dir
 }
 
-/// A client whose reader blocks in each file until the test lets it continue.
+/// A client whose reader blocks in `before_send` for each report until the test lets it continue.
 fn with_blocked_reader(dir: &Path) -> (Client, Receiver<()>, Sender<()>) {
-    let (reads, reading) = channel();
-    let (go_on, gone_on) = channel::<()>();
-    let gone_on = std::sync::Mutex::new(gone_on);
+    let (started, reading) = channel();
+    let (go_on, may_go_on) = channel::<()>();
+    let may_go_on = std::sync::Mutex::new(may_go_on);
     let client = Client::new(config(dir).before_send(move |event| {
         if is_exception(&event) {
-            let _ = reads.send(());
-            let _ = gone_on.lock().unwrap().recv_timeout(PATIENCE);
+            let _ = started.send(());
+            let _ = may_go_on.lock().unwrap().recv_timeout(PATIENCE);
         }
         Some(event)
     }));
@@ -51,11 +51,11 @@ fn reports_that_arrive_while_the_thread_reads_are_read_too() {
     let reports = crash_dir(dir.path());
     write_report_of_dead_process(&reports, "one-1.phx");
     let (client, reading, go_on) = with_blocked_reader(dir.path());
-    reading.recv_timeout(PATIENCE).expect("the first");
+    reading.recv_timeout(PATIENCE).expect("the first report is read");
     write_report_of_dead_process(&reports, "two-1.phx");
     client.shared.start_reader();
     go_on.send(()).unwrap();
-    reading.recv_timeout(PATIENCE).expect("the second");
+    reading.recv_timeout(PATIENCE).expect("the second report is read");
     go_on.send(()).unwrap();
 }
 
@@ -65,7 +65,7 @@ fn only_the_reader_of_the_armed_client_is_woken() {
     let reports = crash_dir(dir.path());
     write_report_of_dead_process(&reports, "one-1.phx");
     let (client, reading, go_on) = with_blocked_reader(dir.path());
-    reading.recv_timeout(PATIENCE).expect("the first");
+    reading.recv_timeout(PATIENCE).expect("the first report is read");
     // As `arm_process_wide` does, but without a report file.
     client.shared.is_armed.store(true, Ordering::SeqCst);
     client.shared.start_reader();
@@ -73,13 +73,13 @@ fn only_the_reader_of_the_armed_client_is_woken() {
     // The other client reads the report of a dead process, and nothing else.
     write_report_of_dead_process(&crash_dir(other_dir.path()), "other-1.phx");
     let (other, other_reading, other_go_on) = with_blocked_reader(other_dir.path());
-    other_reading.recv_timeout(PATIENCE).expect("the other's");
+    other_reading.recv_timeout(PATIENCE).expect("the other client's report is read");
     other_go_on.send(()).unwrap();
     while Arc::clone(&other.shared).reader_runs.load(Ordering::SeqCst) {
         std::thread::yield_now();
     }
     write_report_of_dead_process(&reports, "two-1.phx");
     wake_reader();
-    reading.recv_timeout(PATIENCE).expect("woken, although another thread has read meanwhile");
+    reading.recv_timeout(PATIENCE).expect("the reader of the armed client is woken");
     go_on.send(()).unwrap();
 }

@@ -13,9 +13,9 @@ use crate::report::DeadLetterError;
 use crate::sys::clock::system_time;
 use crate::sys::limits::{DETAIL_KEPT, foreign};
 
-/// An event that PostHog rejected for good, and why. The newest 1000 of a queue are kept in its file, as far as they
-/// fit an eighth of [`Config::max_queue_bytes`](crate::Config::max_queue_bytes) (at least 1 MiB); the oldest are
-/// removed first.
+/// An event that PostHog rejected for good, and why. Each queue keeps its newest 1000 dead letters on disk, as far as
+/// they fit into an eighth of [`Config::max_queue_bytes`](crate::Config::max_queue_bytes) (at least 1 MiB); the oldest
+/// are removed first.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct DeadLetter {
@@ -26,18 +26,20 @@ pub struct DeadLetter {
     pub status: u16,
     /// The server's reason.
     pub reason: String,
-    /// When it was first sent.
+    /// When the process that dead-lettered the event first sent it, or another event that is stored together with it.
     pub first_attempt: SystemTime,
-    /// When it was last rejected.
+    /// When the event was last rejected.
     pub last_attempt: SystemTime,
-    /// How often the process that dead-lettered it had sent it, or other events of its row.
+    /// The number of requests, since `first_attempt`, that contained the event or others stored together with it.
     pub attempts: u32,
 }
 
 impl Client {
-    /// The dead letters of this queue, including those of AI events, oldest first, at most `limit`. They are read from
-    /// the disk into memory; the queue of AI events is opened if an earlier process left dead letters in it. Not for a
-    /// hot path. Empty if the client is disabled or closed, or the queue cannot be read.
+    /// At most `limit` dead letters of this client, including those of AI events, oldest first. Empty if the client is
+    /// disabled or closed, or the queue cannot be read.
+    ///
+    /// Reads them from disk into memory, and opens the queue of AI events if an earlier process left dead letters in
+    /// it. Do not call this on a hot path.
     ///
     /// Where several processes share a directory, each has a queue of its own (see [`Stats`](crate::Stats)) and returns
     /// the dead letters of that queue.
@@ -52,13 +54,13 @@ impl Client {
         records.into_iter().map(DeadLetter::from).collect()
     }
 
-    /// Queues all dead letters again, including those of AI events, for example after a mistake on the server's side
-    /// has been fixed. Resolves, when they are safe in the queue, with their number: as many as fit into the queue,
-    /// oldest first. The others, and those that cannot be read, stay dead letters.
+    /// Queues the dead letters again, including those of AI events, for example after a mistake on the server's side
+    /// has been fixed: as many as fit into the queue, oldest first. The others, and those that cannot be read, stay
+    /// dead letters. Resolves with the number of queued events once they are durable in the queue.
     ///
     /// An event that is queued again counts as accepted once more in [`Stats`](crate::Stats), and `dead_lettered` still
-    /// counts its rejection. It keeps its uuid and its time, and passes no hook again. If it is rejected again, it
-    /// becomes a dead letter again.
+    /// counts its rejection. It keeps its uuid and its timestamp, and `before_send` is not called for it again. If it
+    /// is rejected again, it becomes a dead letter again.
     ///
     /// # Errors
     ///

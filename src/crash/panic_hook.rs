@@ -1,8 +1,8 @@
 //! The panic hook: writes a record of a panic before the thread unwinds or the process aborts.
 //!
 //! Between the panic and the write there is no allocation, no lock and no wait: the process may be out of memory, and
-//! other threads may be in any state. So nothing here formats text, logs, or asks for a thread's handle. What it needs
-//! from the system comes from calls that fill a buffer of ours.
+//! other threads may be in any state. So nothing here formats text, logs, or asks for a thread's handle. What the hook
+//! needs from the system comes from calls that fill a reserved buffer.
 
 use std::cell::Cell;
 use std::panic::{Location, PanicHookInfo};
@@ -197,7 +197,7 @@ fn message_of<'a>(info: &'a PanicHookInfo<'_>) -> &'a str {
 
 /// Locations that are counted separately. Locations that hash to the same entry share it.
 const LOCATIONS: usize = 64;
-/// Panics of one location that are all recorded. After them only the 32nd, the 64th and so on is.
+/// The number of panics of one location that are all recorded. Later only the 32nd, the 64th and so on are recorded.
 const UNLIMITED: u32 = 16;
 
 /// Limits the records of one source location: a loop that panics a million times must not fill the file. An entry is

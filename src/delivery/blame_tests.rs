@@ -53,12 +53,12 @@ struct Seen {
     most_in_flight: usize,
 }
 
-/// An endpoint that fails for requests with one of these events.
+/// An endpoint that fails each request that contains a bad event.
 struct Endpoint {
     bad: BTreeSet<u64>,
     failure: Failure,
     protocol: CaptureProtocol,
-    /// Time that a failure takes in addition, for each event of the request.
+    /// The additional time that a failure takes for each event of the request.
     slower: Duration,
     seen: Arc<Mutex<Seen>>,
 }
@@ -125,7 +125,7 @@ fn answer(status: u16, body: String) -> Response {
     Response { status, body: body.into_bytes(), ..Response::default() }
 }
 
-/// An engine before such an endpoint.
+/// An engine that delivers the events of `queue` to an [`Endpoint`].
 fn rig(queue: FakeQueue, bad: BTreeSet<u64>, failure: Failure, protocol: CaptureProtocol) -> (Rig, Arc<Mutex<Seen>>) {
     rig_with(queue, bad, failure, protocol, Duration::ZERO, 1)
 }
@@ -156,7 +156,7 @@ fn rig_with(
 /// Where the bad events are.
 #[derive(Clone, Copy, Debug)]
 enum Layout {
-    /// Every third event from the tenth on, one by one.
+    /// Every third event, from the tenth on.
     Spread,
     /// Only bad events for twenty seconds, one after the other; then only good ones.
     First,
@@ -166,6 +166,7 @@ enum Layout {
 
 const LAYOUTS: [Layout; 3] = [Layout::First, Layout::Spread, Layout::Burst];
 
+/// The result of one run.
 struct Late {
     /// Time from commit to acceptance of each good event, sorted.
     latencies: Vec<Duration>,
@@ -179,8 +180,8 @@ impl Late {
     }
 }
 
-/// Commits `rate` events a second for a while, of which `bad` are bad in all, and measures how late each good one is
-/// accepted.
+/// Commits `rate` events a second for a while, with `bad` bad events placed by `layout`, and measures how long after
+/// its commit each good event is accepted.
 async fn run((failure, protocol): (Failure, CaptureProtocol), bad: u64, rate: u64, layout: Layout, seed: u64) -> Late {
     let numbers: BTreeSet<u64> = match layout {
         Layout::First => (1..=bad).collect(),
@@ -192,7 +193,7 @@ async fn run((failure, protocol): (Failure, CaptureProtocol), bad: u64, rate: u6
     let begun = Instant::now();
     let tick = Duration::from_millis(200).max(Duration::from_secs(1) / u32::try_from(rate).unwrap());
     let per_tick = (rate / 5).max(1);
-    // Long enough for all bad events to come, and for the outage of one that hangs to be over.
+    // Long enough to commit all bad events, and for the outage that a hanging request causes to end.
     let lasts = Duration::from_secs(if rate > 1 { 10 } else { 75 });
     let mut next = 1;
     if matches!(layout, Layout::First) {
@@ -228,18 +229,18 @@ async fn run((failure, protocol): (Failure, CaptureProtocol), bad: u64, rate: u6
     };
     let mut latencies: Vec<_> = good.iter().map(late).collect();
     latencies.sort();
-    assert!(seen.most_in_flight <= 4, "{} requests under way", seen.most_in_flight);
-    assert!(rig.dead_lettered().is_empty(), "nobody refused anything in PostHog's words");
+    assert!(seen.most_in_flight <= 4, "{} requests in flight", seen.most_in_flight);
+    assert!(rig.dead_lettered().is_empty(), "only a refusal by PostHog may dead-letter an event");
     Late { latencies, requests: seen.requests, failed: seen.failed.len() }
 }
 
-async fn hold(failures: &[Failure], bads: &[u64], rates: &[u64], protocols: &[CaptureProtocol]) {
+async fn assert_timely(failures: &[Failure], bads: &[u64], rates: &[u64], protocols: &[CaptureProtocol]) {
     let mut worst = String::new();
     for &bad in bads {
         for &rate in rates {
             for layout in LAYOUTS {
-                // One run is of some thirty good events, too few for a percentile of its own. The runs differ in their
-                // jitter.
+                // At a low rate one run has too few good events for a percentile, so it is taken over all runs. The
+                // runs differ in their jitter.
                 let mut all = Vec::new();
                 let cell = format!("{bad} bad, {rate}/s, {layout:?}");
                 let runs = failures.iter().flat_map(|f| protocols.iter().map(move |p| (*f, *p))).zip(1..);
@@ -273,15 +274,15 @@ fn p99(latencies: &[Duration]) -> Duration {
 const BOTH: [CaptureProtocol; 2] = [CaptureProtocol::V0, CaptureProtocol::V1];
 
 #[tokio::test(start_paused = true)]
-async fn good_events_of_a_quiet_daemon_are_in_time_whatever_fails() {
-    hold(&FAILURES, &[1, 20], &[1, 5], &BOTH).await;
+async fn good_events_at_a_low_rate_are_in_time_for_any_failure() {
+    assert_timely(&FAILURES, &[1, 20], &[1, 5], &BOTH).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn good_events_of_a_busy_daemon_are_in_time_whatever_fails() {
-    hold(&FAILURES, &[3, 20], &[200], &[CaptureProtocol::V0]).await;
-    hold(&[Failure::Status(503), Failure::Cut, Failure::Hang], &[20], &[200], &[CaptureProtocol::V1]).await;
-    hold(
+async fn good_events_at_a_high_rate_are_in_time_for_any_failure() {
+    assert_timely(&FAILURES, &[3, 20], &[200], &[CaptureProtocol::V0]).await;
+    assert_timely(&[Failure::Status(503), Failure::Cut, Failure::Hang], &[20], &[200], &[CaptureProtocol::V1]).await;
+    assert_timely(
         &[Failure::Status(403), Failure::Status(503), Failure::Cut, Failure::Hang],
         &[20],
         &[1000],
@@ -291,7 +292,7 @@ async fn good_events_of_a_busy_daemon_are_in_time_whatever_fails() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flush_delivers_what_stands_beside_a_bad_event() {
+async fn a_flush_delivers_the_good_events_around_a_bad_one() {
     for failure in FAILURES {
         for protocol in BOTH {
             for bad in [1, 17, 50] {
@@ -309,7 +310,7 @@ async fn a_flush_delivers_what_stands_beside_a_bad_event() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_delivers_what_stands_beside_a_bad_event() {
+async fn a_stop_delivers_the_good_events_around_a_bad_one() {
     for failure in FAILURES {
         for protocol in BOTH {
             for has_failed_before in [false, true] {
@@ -326,7 +327,7 @@ async fn a_stop_delivers_what_stands_beside_a_bad_event() {
     }
 }
 
-/// Two requests under way together, a bad event in each: the smaller one fails first.
+/// Two requests in flight at the same time, each with a bad event. The smaller one fails first.
 async fn two_that_fail_together(failure: Failure, protocol: CaptureProtocol) -> (Rig, Arc<Mutex<Seen>>) {
     let slower = Duration::from_millis(4);
     let (rig, seen) = rig_with(FakeQueue::default(), BTreeSet::from([101, 200]), failure, protocol, slower, 1);
@@ -346,7 +347,7 @@ async fn two_that_fail_together(failure: Failure, protocol: CaptureProtocol) -> 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_bad_event_that_fails_first_is_not_the_only_probe() {
+async fn two_batches_that_fail_together_are_both_bisected() {
     for failure in FAILURES.into_iter().filter(|failure| *failure != Failure::Hang) {
         for protocol in BOTH {
             let (_rig, seen) = two_that_fail_together(failure, protocol).await;
@@ -363,7 +364,7 @@ async fn a_bad_event_that_fails_first_is_not_the_only_probe() {
     }
 }
 
-/// Requests until all good events of a thousand are delivered, where so many are bad.
+/// The number of requests until all good events are delivered, if `bad` of a thousand events are bad.
 async fn cost(failure: Failure, bad: u64) -> usize {
     let bad: BTreeSet<u64> = (0..bad).map(|nth| 1 + nth * 1000 / bad + 13).collect();
     let (rig, seen) = rig(queue_of(4, 250), bad.clone(), failure, CaptureProtocol::V0);
@@ -374,7 +375,7 @@ async fn cost(failure: Failure, bad: u64) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_search_costs_some_twenty_requests_for_each_bad_event() {
+async fn a_bisection_takes_under_60_requests_per_bad_event() {
     assert!(cost(Failure::Status(500), 1).await < 40);
     assert!(cost(Failure::Status(500), 20).await < 20 * 20);
     // A batch that hangs is split into eight parts, and the parts do not grow again: more requests in all, but fewer

@@ -440,7 +440,7 @@ async fn a_stop_keeps_requests_in_flight_queued_at_its_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_abandoned_engine_acks_nothing_and_leaves_nobody_waiting() {
+async fn an_abandoned_engine_acks_nothing_and_answers_all_waiters() {
     let rig = Rig::start(queue_of(1, 30), |_| Reply::ok().after(secs(1000)));
     rig.until(|rig| rig.endpoint.seen().len() == 1).await;
     let (done, outcome) = oneshot::channel();

@@ -33,8 +33,8 @@ pub enum CaptureProtocol {
     V1,
 }
 
-/// Maximum size of a V1 response, which has a result with details for each event: this, and for each event
-/// [`V1_ANSWER_BYTES_PER_EVENT`] more. After a longer response the events are sent again in smaller requests.
+/// The fixed part of the size limit of a V1 response, which has a result with details for each event. Each event adds
+/// [`V1_ANSWER_BYTES_PER_EVENT`]. After a longer response the events are sent again in smaller requests.
 const V1_ANSWER_BYTES: usize = 256 * 1024;
 const V1_ANSWER_BYTES_PER_EVENT: usize = 2048;
 /// The limit for the largest requests: enough for a hundred thousand results of some sixty bytes, without details.
@@ -63,7 +63,7 @@ impl Exchange {
 }
 
 impl DeliveryOptions {
-    /// How bodies are compressed: with V0 by nothing but gzip, which is all that every server of that age reads.
+    /// The compression of bodies. With V0 it is gzip or none, because not every V0 server reads the other formats.
     pub(super) fn compression(&self) -> Compression {
         match (self.protocol, self.compression) {
             (CaptureProtocol::V1, any) => any,
@@ -72,7 +72,7 @@ impl DeliveryOptions {
         }
     }
 
-    /// An attempt made `now`.
+    /// The request of an attempt made at `now`.
     pub(super) fn request(&self, exchange: &Exchange, now: WallNanos, body: Body) -> Request {
         let encoding = self.compression().content_encoding();
         let mut url = Arc::clone(&self.url);
@@ -201,11 +201,11 @@ impl DeliveryOptions {
     }
 }
 
-/// Quality of brotli, from 0 to 11. Above it, time grows faster than bodies shrink.
+/// Quality of brotli, from 0 to 11. Above this value, time grows faster than bodies shrink.
 #[cfg(feature = "brotli")]
 const BROTLI_QUALITY: u32 = 4;
-/// A window of 1 MiB, as a power of two. Larger ones cost memory for each request in flight, and similar events are
-/// close.
+/// A window of 1 MiB, as a power of two. A larger one costs memory for each request in flight and gains little, because
+/// similar events are close to each other.
 #[cfg(feature = "brotli")]
 const BROTLI_WINDOW: u32 = 20;
 /// The compressor's own buffer.
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_v1_body_has_neither_key_nor_time() {
+    fn a_v1_body_has_neither_api_key_nor_sent_at() {
         for (historical_migration, head) in [
             (false, r#"{"created_at":"1970-01-01T00:00:01.5Z","batch":[{"uuid":""#),
             (true, r#"{"created_at":"1970-01-01T00:00:01.5Z","historical_migration":true,"batch":[{"uuid":""#),
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_record_is_left_out_wherever_it_stands() {
+    fn a_malformed_record_is_left_out_at_any_position() {
         for at in 0..3 {
             let mut records: Vec<_> = (0..2).map(record).collect();
             records.insert(at, malformed_record());

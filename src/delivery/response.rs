@@ -1,12 +1,12 @@
 //! Classifies responses. Pure, and tested by tables.
 //!
-//! The body matters because others than PostHog may respond: a captive portal says 200, a corporate proxy says 400 or
-//! 403 to everything, and each load balancer has its own limit behind a 413. Only a body that looks like PostHog's may
-//! cost an event its place in the queue, and then only with evidence (`bisect.rs`), so that look is judged leniently.
+//! The body matters because servers other than PostHog may respond: a captive portal responds 200 to every request, a
+//! corporate proxy 400 or 403, and a load balancer 413 above its own limit. An event is dead-lettered only if the body
+//! looks like PostHog's, and then only with further evidence (`bisect.rs`), so the check of the body is lenient.
 //!
-//! A V1 endpoint returns a result for each event: `{"results": {"<uuid>": {"result": "ok", "details": ".."}}}`. Either
-//! the whole response has this form or none of it counts: what a proxy put together, or what was cut off on the way,
-//! decides over no event.
+//! A V1 endpoint returns a result for each event: `{"results": {"<uuid>": {"result": "ok", "details": ".."}}}`. A
+//! response that does not have this form as a whole is ignored: a body that a proxy made up, or that was cut off on the
+//! way, must not decide what happens to an event.
 
 use std::collections::HashMap;
 
@@ -17,10 +17,10 @@ use super::CaptureProtocol;
 use crate::sys::limits;
 use crate::transport::Response;
 
-/// Maximum size of the text of a refusal that is kept.
+/// The text of a refusal is cut to this many bytes.
 const MAX_REASON_BYTES: usize = limits::DETAIL_KEPT;
 
-/// Maximum number of kinds of events over their quota. PostHog has a handful.
+/// Maximum number of kinds that are read from `quota_limited`. PostHog has a handful.
 const MOST_KINDS: usize = 32;
 
 /// The beginnings of the plain texts by which PostHog's capture service refuses a request or one of its events.
@@ -49,21 +49,22 @@ pub(super) enum ResponseKind {
         /// The kinds of events that it dropped because their quota is used up.
         quota_limited: Vec<String>,
     },
-    /// PostHog has decided over each event.
+    /// PostHog has returned a result for each event.
     PerEvent(HashMap<Uuid, EventResult>),
-    /// PostHog has decided over each event, but the response is longer than what is read.
+    /// PostHog has returned a result for each event, but the response is longer than the part that is read.
     TooLong,
     /// The batch, or one event of it, is refused.
     Refused {
-        /// Whether the response is PostHog's. Then an event that is refused alone may be dead-lettered, given evidence.
+        /// Whether the response is PostHog's. If so, an event that is refused in a request of its own may be
+        /// dead-lettered, given further evidence.
         by_posthog: bool,
     },
-    /// The key, the quota or the encoding is refused. The events are fine.
+    /// The key or the encoding is refused, or the quota is used up. The events are not at fault.
     Paused {
         /// Whether the response is PostHog's. Otherwise it may be a proxy's.
         by_posthog: bool,
     },
-    /// A failure of the endpoint, or one that an event causes.
+    /// The request failed, because of the endpoint or because of one of its events.
     Failed,
 }
 
@@ -74,7 +75,7 @@ pub(super) fn classify(response: &Response, protocol: CaptureProtocol) -> Respon
     match status {
         200..=299 if protocol == CaptureProtocol::V1 => match json.as_ref().and_then(results) {
             Some(results) => ResponseKind::PerEvent(results),
-            // The page of a portal may be as long, and is no reason for smaller requests.
+            // The page of a captive portal may be cut off too, but smaller requests would not help.
             None if response.is_cut && response.body.trim_ascii_start().starts_with(b"{") => ResponseKind::TooLong,
             None => ResponseKind::Failed,
         },
@@ -96,8 +97,8 @@ pub(super) fn classify(response: &Response, protocol: CaptureProtocol) -> Respon
     }
 }
 
-/// `{"status":1}` of the capture service, `{"status":"Ok"}` of older and of self-hosted ones, `{"results":{..}}` of
-/// newer ones.
+/// Whether the body says that the batch was accepted: `{"status":1}` of the capture service, `{"status":"Ok"}` of older
+/// and of self-hosted ones, or `{"results":{..}}` of newer ones.
 fn is_acceptance(body: &Value) -> bool {
     let status_is_good = match body.get("status") {
         Some(Value::Number(number)) => number.as_u64() == Some(1),
@@ -139,7 +140,7 @@ pub(super) fn describe_pause(status: u16, reason: &str, by_posthog: bool) -> Str
         return format!("HTTP status {status}: {reason}");
     }
     let said = if reason.is_empty() { "no text" } else { reason };
-    format!("HTTP status {status}, not in PostHog's words; check Config::host and proxies on the way: {said}")
+    format!("HTTP status {status}, apparently not from PostHog; check Config::host and proxies on the way: {said}")
 }
 
 fn quota_limited(body: &Value) -> Vec<String> {
@@ -160,7 +161,7 @@ pub(super) fn reason(body: &[u8]) -> String {
     kept(String::from_utf8_lossy(body).trim())
 }
 
-/// The part of a server's text that is kept, safe to be shown.
+/// The beginning of a server's text, with control characters escaped.
 fn kept(text: &str) -> String {
     limits::foreign(text, MAX_REASON_BYTES)
 }
@@ -225,7 +226,7 @@ impl EventResult {
         match self {
             Self::Accepted | Self::Refused { .. } | Self::Retry { .. } => None,
             Self::Warned(text) => Some(text.clone()),
-            Self::Missing => Some("the response has no result for it, which counts as accepted".to_owned()),
+            Self::Missing => Some("no result in the response, which counts as accepted".to_owned()),
             Self::Unknown { result, details } => {
                 let colon = if details.is_empty() { "" } else { ": " };
                 let text = "which counts as accepted; update this library";
@@ -244,8 +245,8 @@ impl EventResult {
         match result.to_ascii_lowercase().as_str() {
             "ok" => Self::Accepted,
             "warning" => Self::Warned(or("a warning without details")),
-            // Older servers said this instead of `warning`, with these details, and also of events that they did not
-            // accept because a quota or a rate limit was exceeded.
+            // Older servers return `limited` with these details instead of `warning`. Otherwise, it means that they
+            // did not accept the event because a quota or a rate limit was exceeded.
             "limited" if details == WITHOUT_PERSON => Self::Warned(details),
             "limited" => Self::Refused { reason: or("limited without details") },
             "drop" => Self::Refused { reason: or("dropped without details") },
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_holds() {
+    fn responses_are_classified_by_status_and_body() {
         let html = "<html><body>Sign in to the network</body></html>";
         let django =
             r#"{"type":"validation_error","code":"invalid_payload","detail":"Malformed request data","attr":null}"#;
@@ -326,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn of_v1_only_a_success_means_something_else() {
+    fn v1_differs_from_v0_only_for_a_success() {
         let decided_per_event = r#"{"results":{"0198c0de-0000-7000-8000-000000000abc":{"result":"retry"}}}"#;
         for (status, body, expected) in [
             (200, decided_per_event, "per event"),
@@ -353,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_answer_of_v1_that_is_cut_is_too_long() {
+    fn only_v1_results_that_are_cut_are_too_long() {
         let cut = |status, body: &str, protocol| {
             kind(&classify(&Response { status, is_cut: true, body: body.into(), ..Response::default() }, protocol))
         };
@@ -364,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_knows_whether_it_is_posthog_that_refuses() {
+    fn a_pause_tells_whether_the_response_is_from_posthog() {
         for (status, body, expected) in [
             (401, "API key is not valid: not_ascii", true),
             (402, r#"{"error":"billing_limit_exceeded"}"#, true),
@@ -384,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_host_is_hinted_at_before_the_page_it_shows() {
+    fn a_failure_hints_at_a_wrong_host_before_the_body() {
         for (status, is_hinted) in [(200, true), (301, true), (404, true), (405, true), (400, false), (503, false)] {
             let text = describe(status, "<html>");
             assert_eq!(text.contains("ingestion host, without /batch"), is_hinted, "{text}");
@@ -394,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn exhausted_quotas_are_noticed_in_every_shape() {
+    fn quota_limited_is_parsed_as_a_list_or_a_boolean() {
         for (body, expected) in [
             (r#"{"status":1,"quota_limited":["events","recordings"]}"#, vec!["events", "recordings"]),
             (r#"{"status":1,"quota_limited":true}"#, vec!["all"]),
@@ -407,10 +408,10 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_is_cut_between_characters() {
+    fn a_reason_is_cut_between_characters_and_escaped() {
         assert_eq!(reason("\u{fc}".repeat(2000).as_bytes()).len(), MAX_REASON_BYTES);
         let said = reason(b"two\nlines \x1b[31mred");
-        assert_eq!(said, "two\\nlines \\u{1b}[31mred", "it will be a line of a log");
+        assert_eq!(said, "two\\nlines \\u{1b}[31mred", "control characters are escaped");
         assert!(!reason(&[0xff; 9]).is_empty());
     }
 }
@@ -441,7 +442,7 @@ mod results_tests {
     }
 
     #[test]
-    fn the_table_of_results_holds() {
+    fn v1_results_are_parsed() {
         let again = |reason: &str| Some(EventResult::Retry { reason: reason.to_owned() });
         for (said, expected) in [
             (json!({"result": "ok"}), taken(None)),
@@ -472,7 +473,7 @@ mod results_tests {
     }
 
     #[test]
-    fn what_is_not_wholly_of_the_form_is_no_answer() {
+    fn a_response_of_another_form_has_no_results() {
         for body in [
             json!([]),
             json!("ok"),
@@ -519,7 +520,7 @@ mod results_tests {
 
     proptest! {
         #[test]
-        fn no_answer_panics(text in r#"\{"results":\{("[0-9a-fA-F-]{0,40}":\{"(result|details)":("[a-z]{0,8}"|[0-9]{1,3}|null|\[\])\},?){0,4}\}\}|.{0,60}"#) {
+        fn parsing_results_never_panics(text in r#"\{"results":\{("[0-9a-fA-F-]{0,40}":\{"(result|details)":("[a-z]{0,8}"|[0-9]{1,3}|null|\[\])\},?){0,4}\}\}|.{0,60}"#) {
             let _ = serde_json::from_str(&text).ok().as_ref().and_then(results);
         }
     }

@@ -132,7 +132,7 @@ async fn missing_and_unknown_results_count_as_accepted() {
     for (uuid, events, beginning) in [
         (1, 2, r#"unknown result "later": busy, "#),
         (4, 1, r#"unknown result "someday", "#),
-        (5, 2, "the response has no result for it"),
+        (5, 2, "no result in the response"),
     ] {
         let is_told = |notice: &Diagnostic| {
             matches!(notice, Diagnostic::DeliveryWarning { uuid: first, events: count, details }
@@ -144,7 +144,7 @@ async fn missing_and_unknown_results_count_as_accepted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_no_answer_of_v1_decides_nothing() {
+async fn a_response_that_is_not_of_v1_decides_nothing() {
     let mut answers = 0;
     let rig = start(queue_of(1, 3), move |seen| {
         answers += 1;

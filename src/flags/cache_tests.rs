@@ -195,7 +195,7 @@ fn a_late_response_to_an_earlier_request_replaces_nothing() {
 }
 
 #[test]
-fn who_asks_anew_gets_an_answer_of_his_own_which_is_kept() {
+fn a_caller_that_asks_again_gets_its_own_response_cached() {
     let fixture = Fixture::new(TTL);
     let user = FlagContext::new("u");
     fixture.ask(&user, Ok(answer(&[("f", "a")])));

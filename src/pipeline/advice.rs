@@ -39,7 +39,7 @@ pub(crate) struct Guard {
     pub(crate) mode: u32,
 }
 
-/// What the error at `path` means and what helps, in words without the system's own text.
+/// What the error at `path` means and what helps. Does not repeat the system's own text of the error.
 pub(crate) fn advise(disk: &Disk, error: &io::Error, path: &Path, needed: Option<u64>) -> String {
     let code = error.raw_os_error();
     let mut facts = Facts { needed, user: (geteuid().as_raw(), getegid().as_raw()), ..Facts::default() };
@@ -62,11 +62,11 @@ pub(crate) fn advise(disk: &Disk, error: &io::Error, path: &Path, needed: Option
     advice(error, &facts)
 }
 
-/// The same for an error that is about no file.
+/// As [`advise`], for an error that concerns no file.
 pub(crate) fn advise_resource(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => advise(&Disk::default(), error, Path::new("/"), None),
-        _ => "the system refuses a thread, a file descriptor or memory".to_owned(),
+        _ => "the system cannot provide a thread, a file descriptor or memory".to_owned(),
     }
 }
 
@@ -81,7 +81,7 @@ pub(crate) fn explain_queue(disk: &Disk, error: &QueueError) -> String {
     }
 }
 
-/// The same for an I/O error at `path`, which may be empty.
+/// As [`explain_queue`], for an I/O error at `path`. An empty path is left out.
 pub(crate) fn explain_io(disk: &Disk, path: &Path, source: &io::Error) -> String {
     let at = if path.as_os_str().is_empty() { String::new() } else { format!("{}: ", path.display()) };
     match source.raw_os_error() {
@@ -90,7 +90,8 @@ pub(crate) fn explain_io(disk: &Disk, path: &Path, source: &io::Error) -> String
     }
 }
 
-/// The operating system's error and the path it occurred at. An error that this library made up itself needs no advice.
+/// The operating system's error and the path at which it occurred. `None` for an error that this library itself has
+/// created, which needs no advice.
 fn system_error(error: &QueueError) -> Option<(&Path, &io::Error)> {
     match error {
         QueueError::Io { path, source }
@@ -116,7 +117,7 @@ fn with_causes(error: &QueueError) -> String {
     text
 }
 
-/// The part of `path` that exists and may be looked at.
+/// `path`, or its nearest ancestor that exists and whose metadata can be read, and that metadata.
 fn nearest(path: &Path) -> Option<(PathBuf, std::fs::Metadata)> {
     path.ancestors().find_map(|at| Some((at.to_path_buf(), std::fs::metadata(at).ok()?)))
 }
@@ -178,8 +179,8 @@ fn advice_by_kind(kind: io::ErrorKind, facts: &Facts, needed: &str) -> String {
     match kind {
         io::ErrorKind::StorageFull => match facts.free {
             Some(free) if free > facts.needed.unwrap_or(1 << 20) => format!(
-                "the disk has no room though {} are free{needed}: it may have no free inodes, or keep the rest for root; free some, or \
-                 choose a directory on another disk (queue_dir)",
+                "the disk is full although it has {} free{needed}: it may have no free inodes, or reserve the rest for \
+                 root; delete files, or choose a directory on another disk (queue_dir)",
                 bytes(free)
             ),
             free => {
@@ -208,9 +209,9 @@ fn advice_by_kind(kind: io::ErrorKind, facts: &Facts, needed: &str) -> String {
         io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
             format!("it is not a directory, or lies below a file; {ANOTHER}")
         }
-        io::ErrorKind::NotFound => format!("it was removed, or lies behind a symbolic link to nowhere; {ANOTHER}"),
+        io::ErrorKind::NotFound => format!("it was removed, or its path contains a broken symbolic link; {ANOTHER}"),
         io::ErrorKind::InvalidFilename => "its path is too long; choose a shorter one (queue_dir)".to_owned(),
-        io::ErrorKind::TimedOut => format!("its disk or its server does not answer; see that it does, or {ANOTHER}"),
+        io::ErrorKind::TimedOut => format!("its disk or its file server does not respond; check both, or {ANOTHER}"),
         _ => "it cannot be used; choose a directory on a local disk that this user may write to (queue_dir)".to_owned(),
     }
 }

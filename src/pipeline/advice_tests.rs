@@ -42,7 +42,7 @@ const ADVICE: &[(i32, &str)] = &[
         "its file system is mounted read-only; mount it for writing, or choose another directory (queue_dir)",
     ),
     (libc::ENOTDIR, "it is not a directory, or lies below a file; choose another directory (queue_dir)"),
-    (libc::ENOENT, "it was removed, or lies behind a symbolic link to nowhere; choose another directory (queue_dir)"),
+    (libc::ENOENT, "it was removed, or its path contains a broken symbolic link; choose another directory (queue_dir)"),
     (
         libc::ELOOP,
         "a symbolic link stands where the queue needs a file or directory; name the real path, or choose another directory \
@@ -70,7 +70,7 @@ const ADVICE: &[(i32, &str)] = &[
     (libc::ENAMETOOLONG, "its path is too long; choose a shorter one (queue_dir)"),
     (
         libc::ETIMEDOUT,
-        "its disk or its server does not answer; see that it does, or choose another directory (queue_dir)",
+        "its disk or its file server does not respond; check both, or choose another directory (queue_dir)",
     ),
     (libc::ENXIO, "it cannot be used; choose a directory on a local disk that this user may write to (queue_dir)"),
 ];
@@ -90,13 +90,13 @@ fn each_error_has_a_remedy_of_its_own() {
     let free = Facts { free: Some(5 << 30), needed: None, ..facts };
     assert_eq!(
         advice(&io::Error::from_raw_os_error(libc::ENOSPC), &free),
-        "the disk has no room though 5 GiB are free: it may have no free inodes, or keep the rest for root; free some, or choose a \
-         directory on another disk (queue_dir)"
+        "the disk is full although it has 5 GiB free: it may have no free inodes, or reserve the rest for root; \
+         delete files, or choose a directory on another disk (queue_dir)"
     );
 }
 
 #[test]
-fn what_is_advised_has_the_figures_of_this_process_and_this_place() {
+fn advice_has_the_figures_of_this_process_and_this_directory() {
     let disk = Disk::default();
     let limit = getrlimit(Resource::RLIMIT_NOFILE).unwrap().0;
     let said = advise(&disk, &io::Error::from_raw_os_error(libc::EMFILE), Path::new("/"), None);

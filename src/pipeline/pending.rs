@@ -1,9 +1,9 @@
 //! [`Pending`]: the result of a call that takes time, for threads and for tasks alike.
 //!
-//! A [`Promise`] and a [`Pending`] share one slot. The pipeline's threads keep the promise; the caller awaits the
-//! pending or blocks on it. A promise that is dropped resolves too, with the result for a closed client, so no caller
-//! waits for ever. In a forked child the slot's lock may be held by a thread that does not exist there; every access
-//! therefore compares the fork generation first and gives the result for a forked child.
+//! A [`Promise`] and a [`Pending`] share one slot. A thread of the library gives the result through the promise; the
+//! caller awaits the [`Pending`] or blocks on it. A promise that is dropped resolves too, with the result for a closed
+//! client, so no caller waits for ever. In a forked child the slot's lock may be held by a thread that does not exist
+//! there; every access therefore compares the fork generation first and gives the result for a forked child.
 
 use std::fmt;
 use std::future::Future;
@@ -60,7 +60,7 @@ pub(crate) mod sealed {
     pub trait Sealed {}
 }
 
-/// Implements [`PendingValue`] for types that are no `Result`.
+/// Implements [`PendingValue`] for types that are not a `Result`.
 macro_rules! plain_pending_values {
     ($($value:ty),* $(,)?) => {
         $(
@@ -119,7 +119,7 @@ pub(crate) struct Promise<T: Unanswered> {
     part: usize,
 }
 
-/// The results of calls that nothing can answer.
+/// The results of a call that ends without one, because the client is closed or the process was forked.
 pub(crate) trait Unanswered: Clone + Send + Sync {
     /// The result when the client is closed, or the thread that should have given it is gone.
     fn closed() -> Self;
@@ -135,7 +135,7 @@ struct Slot<T> {
     ready: Condvar,
     generation: u64,
     forked: fn() -> T,
-    /// The result of a dropped promise, if the caller chose one.
+    /// The result of a dropped promise, and in a forked child, if the caller chose one.
     instead: Option<T>,
     /// Adds a part of the result to the parts before it.
     add: fn(T, T) -> T,
@@ -168,14 +168,15 @@ pub(crate) fn pending<T: Unanswered>() -> (Promise<T>, Pending<T>) {
     (Promise { slot: Some(slot), part: 0 }, pending)
 }
 
-/// As [`pending`]; `instead` is the result if the promise is dropped.
+/// As [`pending`]; `instead` is the result if the promise is dropped, and in a forked child.
 pub(crate) fn pending_or<T: Unanswered>(instead: T) -> (Promise<T>, Pending<T>) {
     let (slot, pending) = slot(1, Some(instead), |_, last| last);
     (Promise { slot: Some(slot), part: 0 }, pending)
 }
 
-/// One result that is made of `parts` parts. It resolves with the last of them, to their sum in the order of the
-/// promises, whatever the order in which they come. A promise that is dropped contributes [`Unanswered::closed`].
+/// One result that is the sum of `parts` parts. It resolves when the last part is given. The parts are added in the
+/// order of the promises, whatever the order in which they are given. A promise that is dropped contributes
+/// [`Unanswered::closed`].
 pub(crate) fn pending_sum<T: Unanswered>(parts: usize, add: fn(T, T) -> T) -> (Vec<Promise<T>>, Pending<T>) {
     let (slot, pending) = slot(parts, None, add);
     let promises = (0..parts).map(|part| Promise { slot: Some(Arc::clone(&slot)), part }).collect();
@@ -203,8 +204,8 @@ pub(crate) fn answered<T: Unanswered>(answer: T) -> Pending<T> {
 }
 
 impl<T: Clone> Pending<T> {
-    /// Blocks the calling thread until the result is there, for at most `timeout`. May be called again after a timeout:
-    /// the call goes on in the background.
+    /// Blocks the calling thread until the result is there, for at most `timeout`. May be called again after a timeout,
+    /// because the operation continues in the background.
     ///
     /// # Errors
     ///
@@ -321,7 +322,7 @@ impl<T> Slot<T> {
         }
     }
 
-    /// Whether this is a forked child. Checked before the lock is taken: see the module's first lines.
+    /// Whether this is a forked child. Checked before the lock is taken: see the module documentation.
     fn is_forked(&self) -> bool {
         fork::generation() != self.generation
     }
@@ -501,7 +502,7 @@ mod tests {
     fn until_there(waiting: &Pending<Answer>) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while waiting.try_get().is_none() {
-            assert!(Instant::now() < deadline, "the last part was given");
+            assert!(Instant::now() < deadline, "the last part is given in time");
             std::thread::yield_now();
         }
     }

@@ -14,7 +14,7 @@ use crate::record::stack::Image;
 use crate::record::symbols::{SourceLines, Symbol};
 use crate::sys::crash_point;
 
-/// Wraps the symbols that delivery uses, so that builds are skipped whose lookup an earlier process did not survive.
+/// Wraps the symbols that delivery uses, so that a build is skipped if its lookup ended an earlier process.
 pub(super) fn guarded(symbols: &Arc<dyn Symbols>, shard: &Arc<Queue>) -> Arc<dyn Symbols> {
     Arc::new(Guarded { symbols: Arc::clone(symbols), shard: Arc::clone(shard), marked: AtomicU64::new(0) })
 }
@@ -23,8 +23,8 @@ pub(super) fn guarded(symbols: &Arc<dyn Symbols>, shard: &Arc<Queue>) -> Arc<dyn
 struct Guarded {
     symbols: Arc<dyn Symbols>,
     shard: Arc<Queue>,
-    /// The build on the page, or 0. The mark stays from the first lookup of a request body to its last, or to a lookup
-    /// in another build: if the page is not mapped, each change is a write.
+    /// The id of the build that is marked on the page, or 0. The mark stays until a lookup in another build or the end
+    /// of the request body, not for one lookup only: if the page is not mapped, each change is a write.
     marked: AtomicU64,
 }
 

@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_becomes_an_error_with_its_words() {
+    fn a_panic_becomes_an_error_with_its_message() {
         for text in ["from a literal", "from a String"] {
             let outcome: Result<(), _> = guarded(|| {
                 if text.ends_with("String") {

@@ -21,7 +21,7 @@ fn seqs(chunk: &Chunk) -> Vec<u64> {
     frame::frames(&chunk.frames, chunk.salt).map(|(head, _)| head.seq).collect()
 }
 
-fn name(origin: u32, first_seq: u64) -> ChunkRef {
+fn chunk_ref(origin: u32, first_seq: u64) -> ChunkRef {
     ChunkRef { origin, key: ChunkKey::new(first_seq) }
 }
 
@@ -65,7 +65,7 @@ impl Store {
     }
 }
 
-/// One read of at most `most` rows, as [`Rows::lease`] makes it.
+/// Leases rows as [`Rows::lease`] does, in reads of at most `most` rows.
 fn lease_some(leases: &Leases, store: &Store, most: usize, wants: &dyn Fn(ChunkRef) -> bool) -> Vec<Lease> {
     let rows = leases.try_lock().expect("the row lock is free");
     loop {
@@ -105,7 +105,7 @@ fn a_row_that_is_acked_is_not_leased_before_or_after_its_commit() {
 }
 
 #[test]
-fn a_released_row_that_is_not_wanted_is_found_after_a_reopen() {
+fn a_released_row_that_is_skipped_is_leased_after_a_reopen() {
     let (leases, mut store) = (Leases::default(), Store::of([row(1, 10), row(11, 10)]));
     let [a, _b] = lease_all(&leases, &store).try_into().unwrap();
     leases.release(a.row());
@@ -117,7 +117,7 @@ fn a_released_row_that_is_not_wanted_is_found_after_a_reopen() {
 }
 
 #[test]
-fn delivery_is_woken_once_if_it_was_turned_away() {
+fn delivery_is_woken_once_if_it_found_the_row_lock_taken() {
     let (leases, wakes) = (Leases::default(), Arc::new(AtomicU32::new(0)));
     let counted = Arc::clone(&wakes);
     leases.wake_with(Box::new(move || _ = counted.fetch_add(1, Ordering::SeqCst)));
@@ -156,7 +156,7 @@ fn events_of_a_transaction_count_once_before_and_after_it() {
     assert_eq!(seen(before), (10, 10));
     let rows = leases.lock();
     let pending = rows.take_acks(OWN, &before);
-    assert_eq!((seen(before), seen(after)), ((10, 10), (10, 10)), "on one side of the commit and on the other");
+    assert_eq!((seen(before), seen(after)), ((10, 10), (10, 10)), "before and after the commit");
     leases.ack(ack(&b, &[]));
     assert_eq!((seen(before), seen(after)), ((20, 0), (20, 0)));
     rows.committed(pending);
@@ -167,7 +167,7 @@ fn events_of_a_transaction_count_once_before_and_after_it() {
 }
 
 #[test]
-fn pieces_that_are_acked_before_one_commit_leave_nothing_behind() {
+fn parts_of_a_row_acked_before_one_commit_leave_nothing() {
     for keep in [1, 2] {
         let (leases, mut store) = (Leases::default(), Store::of([row(1, 10)]));
         let [whole] = lease_all(&leases, &store).try_into().unwrap();
@@ -189,16 +189,16 @@ fn a_shard_that_was_let_go_takes_no_more_acks() {
     let leased = leases.table().lease(other, None, None, vec![row(1, 10)], &|_| true);
     leases.lock().let_go(other);
     assert!(!leases.ack(ack(&leased[0], &[])) && leases.has_nothing_of(other));
-    leases.release(name(other, 1));
+    leases.release(chunk_ref(other, 1));
     assert_eq!(leases.totals(), Totals::default());
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Outcome {
     Committed,
-    /// Reported as failed, and not done.
+    /// The commit returned an error and had no effect.
     Failed,
-    /// Reported as failed, and done.
+    /// The commit returned an error and took effect all the same.
     FailedAndDone,
 }
 
@@ -239,7 +239,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The table, the store, and what delivery has in hand.
+/// The table, the store, and the leases that delivery holds.
 #[derive(Default)]
 struct World {
     leases: Leases,
@@ -314,10 +314,10 @@ impl World {
 
 proptest! {
     #[test]
-    fn every_event_is_leased_until_it_is_decided_once(steps in prop::collection::vec(step(), 0..60)) {
+    fn no_event_is_leased_twice_or_after_its_decision(steps in prop::collection::vec(step(), 0..60)) {
         let mut world = World::default();
         steps.into_iter().for_each(|step| world.take(step));
-        // Everything that is left is delivered in the end.
+        // All events that are left can be delivered.
         for _ in 0..3 {
             while !world.held.is_empty() {
                 world.ack(0, 0);

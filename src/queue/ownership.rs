@@ -1,9 +1,10 @@
 //! Whether the directory still belongs to the queue, and what is removed from it when the queue is closed empty.
 //!
 //! A directory can be moved or made inaccessible, taken over by another process, or deleted with all its files while
-//! its owner is running. Open files stay open, and the lock on them stays held, wherever the directory is. So an owner
-//! whose path leads nowhere goes on in its open files, reports that, and checks again. It gives the queue up only on
-//! proof that another process holds, or has held, the lock of the same directory.
+//! its owner is running. Open files stay open, and the lock on them stays held, wherever the directory is. Therefore,
+//! an owner that cannot reach the directory by its path continues to use its open files, reports the problem, and
+//! checks again later. It gives the queue up only on proof that another process holds, or has held, the lock of the
+//! same directory.
 
 use std::io;
 use std::path::Path;
@@ -21,7 +22,7 @@ use crate::sys::disk::{Disk, Name};
 const LOOKS: u32 = 50;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
-/// How the queue's directory is.
+/// The state of the queue's directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ownership {
     /// At its path, and locked by us.
@@ -29,7 +30,7 @@ pub(crate) enum Ownership {
     /// Its path does not lead to it, or cannot be examined. The queue is still ours and its open files can be used, but
     /// not by name.
     OutOfReach {
-        /// The error that was met.
+        /// The error that occurred.
         why: String,
     },
     /// It was deleted with all its files.
@@ -66,8 +67,8 @@ impl Queue {
         self.lost.load(Ordering::Acquire)
     }
 
-    /// For a directory that was deleted: the queue goes on in its open files, which no other process can have, and ends
-    /// with this one. Committer only.
+    /// Continues, after the directory was deleted, with the open files alone. No other process can open them, so the
+    /// queue ends with this process. Only the committer calls this.
     pub(crate) fn become_volatile(&self) {
         self.journal.become_unlinked();
         self.store.become_unlinked();
@@ -84,7 +85,7 @@ impl Queue {
         }
     }
 
-    /// For an operator, once the queue is lost.
+    /// Describes [`Ownership::Lost`] for an operator.
     pub(crate) fn why_lost(&self) -> String {
         format!(
             "another process has taken over {}, because its lock file was removed or replaced; this process accepts \
@@ -94,8 +95,8 @@ impl Queue {
     }
 
     fn renew_claim(&self) -> Ownership {
-        // An owner that had the lock meanwhile has left its process id on the page, and has changed files whose content
-        // we believe to know.
+        // A process that has had the lock meanwhile has left its process id on the status page, and has changed files
+        // whose content this process keeps in memory.
         let page = self.dir.join(StatusPage::FILE);
         let renewed = self.with_claim(|claim| claim.renew(|disk| self.status.names_this_owner(disk, &page)));
         match renewed {
@@ -105,7 +106,7 @@ impl Queue {
         }
     }
 
-    /// Stops using everything that belongs to another process now.
+    /// Stops using all files of the queue, because they belong to another process now.
     fn give_up(&self) {
         self.lost.store(true, Ordering::Release);
         self.journal.give_up();
@@ -140,8 +141,8 @@ impl Queue {
 
     /// Closes the queue as [`close`](Self::close) does. If it is empty, the store is compacted first, and the arenas
     /// and the reserve are removed while the lock is held, so that no other process can be using them. The directory
-    /// and its lock stay, because another process may be about to take them. The store stays with the ledger and the
-    /// dead letters, and so do files of the caller.
+    /// and its lock stay, because another process may be about to take them. The store, which has the ledger and the
+    /// dead letters, stays too, as do any files of the caller.
     pub(crate) fn close_and_free_space(&self, disk: &Disk) -> Result<(), QueueError> {
         let is_empty = self.ledger().queued_events == 0
             && self.journal.journaled().1 == 0

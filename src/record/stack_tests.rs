@@ -121,7 +121,7 @@ fn a_short_build_id_is_a_debug_id_filled_up_with_zeros() {
 }
 
 #[test]
-fn what_is_no_stack_is_null() {
+fn a_value_that_is_not_a_stack_is_null() {
     let stack = Stack::locate(&[0x5010, 0x9100, 1], &LOADED);
     let good = content(|out| stack.append(out));
     for cut in 0..good.len() {

@@ -277,7 +277,7 @@ impl Logged {
 
 /// How diagnostics are grouped for the log: which belong together, and which end which.
 impl Diagnostic {
-    fn is_for_information(&self) -> bool {
+    fn is_informational(&self) -> bool {
         self.is_recovery() || matches!(self, Diagnostic::StoreVerified | Diagnostic::KeyMissing)
     }
 
@@ -371,7 +371,7 @@ fn log(line: &Line) {
     let (kind, held_back) = (line.diagnostic.kind(), line.others);
     // One line, even if names of events, paths or texts of servers contain line breaks.
     let text = foreign(&line.to_string(), usize::MAX);
-    if line.diagnostic.is_for_information() {
+    if line.diagnostic.is_informational() {
         tracing::info!(target: "posthog", kind, "{text}");
     } else if held_back > 0 {
         tracing::warn!(target: "posthog", kind, held_back, "{text}");

@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn on_our_threads_the_program_is_listened_to_in_callbacks_only() {
+    fn on_our_threads_captures_are_accepted_in_callbacks_only() {
         let refused = || (inside().refuses_captures(), calling_out(|| inside().refuses_captures()));
         assert_eq!(refused(), (false, false));
         let seen = std::thread::spawn(move || {
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_thrown_may_panic_when_it_is_dropped() {
+    fn a_panic_payload_may_panic_when_it_is_dropped() {
         struct Spiteful;
         impl Drop for Spiteful {
             fn drop(&mut self) {

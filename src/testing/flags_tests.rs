@@ -31,7 +31,7 @@ fn requests(harness: &Harness) -> usize {
 }
 
 #[test]
-fn an_answer_is_there_when_the_client_has_come_to_rest() {
+fn the_answer_has_arrived_when_settle_returns() {
     let harness = harness(|config| config);
     for enabled in [true, false] {
         harness.server().script(Route::Flags, [Answer::json(json!({"flags": {"a": {"enabled": enabled}}}))]);
@@ -45,7 +45,7 @@ fn an_answer_is_there_when_the_client_has_come_to_rest() {
 }
 
 #[test]
-fn retries_come_when_the_clock_has_been_moved_on_and_not_before() {
+fn retries_are_sent_only_after_the_clock_has_advanced() {
     for fails in [Answer::unreachable, || Answer::status(502), || Answer::status(504), Answer::timeout] {
         let harness = harness(|config| config.flag_request_max_retries(2));
         harness.server().script(Route::Flags, [fails(), fails()]);
@@ -96,7 +96,7 @@ fn an_outage_is_reported_at_its_start_and_then_once_a_minute() {
 }
 
 #[test]
-fn an_answer_is_never_read_beyond_its_bound() {
+fn an_answer_over_the_size_limit_is_unreadable() {
     let harness = harness(|config| config);
     let padding = "x".repeat(crate::sys::limits::FLAG_ANSWER_BYTES);
     harness

@@ -147,7 +147,7 @@ impl Ways {
     /// A hint for a failed connection: a proxy setting that was probably expected to apply.
     pub(super) fn hint(&self, url: &Url) -> Option<&'static str> {
         (self.ignores_capitals && url.scheme() == "http")
-            .then_some("HTTP_PROXY is set and not used: as with curl, only http_proxy counts for http:// hosts")
+            .then_some("HTTP_PROXY is set and not used: as with curl, http:// hosts use only http_proxy or all_proxy")
     }
 
     /// As a proxy of the HTTP client; `None` if no proxy is set.

@@ -154,7 +154,7 @@ fn ai_05_persisted_and_closing_work_as_for_capture() {
 }
 
 #[test]
-fn ai_05_an_immediate_ai_capture_tells_what_posthog_said() {
+fn ai_05_an_immediate_ai_capture_returns_posthogs_result() {
     let fixture = Fixture::new();
     let client = fixture.client(|config| config.before_send(|event| (event.name() != "secret").then_some(event)));
     let said = |event: Event| client.capture_ai_immediate(event).wait(PATIENCE).unwrap();
@@ -265,7 +265,7 @@ fn ai_11_the_request_is_a_v0_batch_to_the_ai_endpoint() {
 }
 
 #[test]
-fn ai_11_whatever_analytics_speak_ai_events_go_as_a_v0_batch() {
+fn ai_11_ai_events_are_sent_as_v0_whatever_analytics_use() {
     let fixture = Fixture::new();
     let client = fixture.client(|config| config.protocol(CaptureProtocol::V1).compression(Compression::Deflate));
     let uuid = uuid_of(&client.capture_ai(generation()));

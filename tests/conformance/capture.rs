@@ -202,7 +202,7 @@ fn cap_08_an_event_takes_flags_without_asking_for_them() {
     scenario.fixture.sink.stop();
     let known = scenario.client.known_flags("user_1");
     scenario.fixture.sink.resume();
-    assert_eq!((&scenario.said_with(&known)["$feature/on"], scenario.asked().len()), (&json!(true), 1));
+    assert_eq!((&scenario.properties_with(&known)["$feature/on"], scenario.asked().len()), (&json!(true), 1));
 }
 
 #[test]
@@ -256,7 +256,7 @@ fn cap_12_hints_for_the_server_are_sent_under_its_names() {
 #[test]
 fn cap_12_flags_are_sent_under_its_names() {
     let scenario = Scenario::of_flags(json!({"button": "blue", "off": false, "on": true}));
-    let said = scenario.said_with(&scenario.evaluated("user_1"));
+    let said = scenario.properties_with(&scenario.evaluated("user_1"));
     let values = ["$feature/button", "$feature/off", "$feature/on"].map(|key| &said[key]);
     assert_eq!(values, [&json!("blue"), &json!(false), &json!(true)]);
     assert_eq!(said["$active_feature_flags"], json!(["button", "on"]));

@@ -58,7 +58,7 @@ fn ctx_03_without_any_id_one_is_drawn_and_no_person_is_made() {
 }
 
 #[test]
-fn ctx_04_flags_of_nobody_are_empty_ask_nobody_and_tell_nothing() {
+fn ctx_04_flags_without_an_id_are_empty_and_send_no_request() {
     let scenario = Scenario::of_flags(json!({"on": true}));
     let client = &scenario.client;
     for nobody in [FlagContext::from_current(), FlagContext::new(" \t")] {

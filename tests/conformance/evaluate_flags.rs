@@ -28,7 +28,7 @@ fn evf_01_a_snapshot_is_one_request_and_its_reads_are_none() {
 }
 
 #[test]
-fn evf_02_all_that_is_said_of_somebody_is_asked_with() {
+fn evf_02_a_request_has_everything_known_about_the_person() {
     let scenario = Scenario::of_flags(three());
     let who = FlagContext::new("user_1")
         .device_id("device_1")
@@ -196,7 +196,7 @@ fn evf_13_a_snapshot_captures_the_first_read_only() {
 }
 
 #[test]
-fn evf_14_what_is_told_is_the_value_however_it_was_read() {
+fn evf_14_each_way_to_read_a_value_captures_that_value() {
     let scenario = Scenario::of_flags(three());
     let flags = scenario.evaluated("user_1");
     assert!(flags.is_enabled("button") && !flags.is_enabled_or("off", true));
@@ -219,7 +219,7 @@ fn evf_15_a_read_of_a_missing_flag_is_captured_as_missing() {
 fn evf_16_an_event_has_all_flags_and_lists_the_active_ones() {
     let scenario = Scenario::of_flags(three());
     let flags = scenario.evaluated("user_1");
-    let said = scenario.said_with(&flags);
+    let said = scenario.properties_with(&flags);
     let values = ["$feature/on", "$feature/off", "$feature/button"].map(|key| &said[key]);
     assert_eq!(values, [&json!(true), &json!(false), &json!("blue")]);
     assert_eq!(said["$active_feature_flags"], json!(["button", "on"]));
@@ -240,7 +240,7 @@ fn evf_17_only_the_first_snapshot_puts_flags_on_an_event() {
     accepted(&scenario.client.capture(both));
     let both = scenario.sent().pop().unwrap();
     assert_eq!(both["properties"]["$feature/button"], "blue");
-    let said = scenario.said_with(&older.only(["off"]));
+    let said = scenario.properties_with(&older.only(["off"]));
     assert_eq!((&said["$feature/off"], said.get("$active_feature_flags")), (&json!(false), None));
 }
 
@@ -249,7 +249,7 @@ fn evf_18_only_accessed_has_exactly_the_flags_read() {
     let scenario = Scenario::of_flags(three());
     let flags = scenario.evaluated("user_1");
     assert!(flags.only_accessed().is_empty(), "and not everything");
-    assert!(scenario.said_with(&flags.only_accessed()).get("$active_feature_flags").is_none());
+    assert!(scenario.properties_with(&flags.only_accessed()).get("$active_feature_flags").is_none());
     let _read = (flags.is_enabled("off"), flags.get("button"), flags.get("none"), flags.payload("on"));
     assert_eq!(keys(&flags.only_accessed()), ["button", "off"]);
 }

@@ -64,7 +64,7 @@ fn is_small(event: &Value) -> bool {
 }
 
 #[test]
-fn fft_01_the_first_read_of_a_value_is_told_with_flag_and_value() {
+fn fft_01_the_first_read_is_captured_with_flag_and_value() {
     let scenario = one();
     assert_eq!(got(scenario.client.get_feature_flag("button", "user_1")), Some("blue".into()));
     let told = scenario.told();
@@ -90,7 +90,7 @@ fn fft_02_the_same_value_for_the_same_person_is_captured_once() {
 }
 
 #[test]
-fn fft_03_a_value_that_changed_is_told_again() {
+fn fft_03_a_value_that_changed_is_captured_again() {
     let scenario = one();
     for value in ["blue", "red", "red", "blue"] {
         scenario.answer_flags(Answer::json(&flags(json!({"button": value}))));
@@ -147,7 +147,7 @@ fn fft_07_captured_reads_are_bounded_and_evicted_by_age() {
 }
 
 #[test]
-fn fft_07_of_threads_that_read_a_value_at_once_one_tells() {
+fn fft_07_a_value_read_by_threads_at_once_is_captured_once() {
     let scenario = one();
     let snapshot = scenario.evaluated("user_1");
     let together = Barrier::new(8);

@@ -146,7 +146,7 @@ fn fdl_04_one_load_at_a_time_and_readers_see_one_set() {
 }
 
 #[test]
-fn fdl_04_a_reset_clears_definitions_and_they_are_loaded_anew() {
+fn fdl_04_a_reset_clears_definitions_and_they_are_loaded_again() {
     let harness = knowing(&["a"]);
     let slow = Answer::json(definitions(&["b", "c"])).delay(Duration::from_secs(2));
     harness.server().always(Route::FlagDefinitions, slow);

@@ -70,7 +70,7 @@ fn gff_04_options_are_sent_and_a_failure_is_an_older_value() {
 }
 
 #[test]
-fn gfp_01_a_payload_is_that_of_the_value_that_somebody_has() {
+fn gfp_01_a_payload_belongs_to_the_value_of_the_person() {
     let scenario = Scenario::of_flags(three());
     assert_eq!(got(scenario.client.get_feature_flag_payload("button", "user_1")), Some(json!({"of": "button"})));
     let local = Scenario::of_definitions(&[for_all("all")]);
@@ -85,7 +85,7 @@ fn gfp_02_an_unknown_flag_has_no_payload() {
 }
 
 #[test]
-fn gfp_03_reading_a_payload_tells_nothing() {
+fn gfp_03_reading_a_payload_captures_nothing() {
     let scenario = Scenario::of_flags(three());
     assert!(got(scenario.client.get_feature_flag_payload("on", "user_1")).is_some());
     assert!(got(scenario.client.get_feature_flag_payload_of("on", "user_1", true)).is_some());
@@ -118,7 +118,7 @@ fn gfr_01_a_result_has_key_state_variant_and_payload() {
 }
 
 #[test]
-fn gfr_02_of_a_flag_that_is_off_it_says_so_and_no_variant() {
+fn gfr_02_a_disabled_flag_is_not_enabled_and_has_no_variant() {
     let scenario = Scenario::of_flags(three());
     let off = got(scenario.client.get_feature_flag_result("off", "user_1")).unwrap();
     assert_eq!((off.key.as_str(), off.enabled, off.variant, off.payload), ("off", false, None, None));
@@ -137,7 +137,7 @@ fn gfr_03_an_unknown_flag_has_no_result() {
 }
 
 #[test]
-fn gfs_01_all_flags_of_somebody_are_values_by_key() {
+fn gfs_01_all_flags_of_a_person_are_values_by_key() {
     let scenario = Scenario::of_flags(three());
     let all = got(scenario.client.get_all_flags(FlagContext::new("user_1").group("company", "acme")));
     let expected = [("button", "blue".into()), ("off", false.into()), ("on", true.into())];
@@ -195,7 +195,7 @@ fn ife_01_on_is_true_or_a_variant() {
 }
 
 #[test]
-fn ife_02_the_default_is_the_answer_where_there_is_no_value() {
+fn ife_02_without_a_value_the_default_is_returned() {
     let scenario = Scenario::of_flags(three());
     let failing = Scenario::of_flags(three());
     failing.answer_flags(Answer::status(500));
@@ -208,7 +208,7 @@ fn ife_02_the_default_is_the_answer_where_there_is_no_value() {
 }
 
 #[test]
-fn ife_03_a_value_that_is_there_counts_more_than_the_default() {
+fn ife_03_a_known_value_takes_precedence_over_the_default() {
     let scenario = Scenario::of_flags(three());
     for default in [true, false] {
         let values =

@@ -136,7 +136,7 @@ fn cache_warnings(harness: &Harness) -> Vec<&'static str> {
 /// The document contains group types, cohorts and the switch for minimal events, so evaluations are as if it came from
 /// PostHog.
 #[test]
-fn fdl_05_a_provider_carries_all_that_flags_are_evaluated_by() {
+fn fdl_05_a_provider_supplies_everything_for_evaluation() {
     with_a_cache_of_either_kind(&["a"], |cache, harness| {
         let mut all = definitions(&["a"]);
         all["minimal_flag_called_events"] = true.into();

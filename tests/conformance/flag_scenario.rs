@@ -136,7 +136,7 @@ impl Scenario {
     }
 
     /// The properties of an event that is captured with these flags.
-    pub(crate) fn said_with(&self, flags: &FeatureFlags) -> Value {
+    pub(crate) fn properties_with(&self, flags: &FeatureFlags) -> Value {
         let uuid = accepted(&self.client.capture(Event::new("shown", "user_1").flags(flags))).to_string();
         let sent = self.sent();
         sent.iter().find(|event| event["uuid"] == uuid.as_str()).unwrap()["properties"].clone()

@@ -27,7 +27,7 @@ fn http_02_a_success_empties_the_queue() {
 }
 
 #[test]
-fn http_03_a_503_throws_nothing_is_recorded_and_the_event_stays() {
+fn http_03_a_503_is_no_error_is_recorded_and_keeps_the_event() {
     let scenario = Scenario::new();
     scenario.fixture.sink.default_answer(Answer::status(503));
     take(&scenario.client, "tick");

@@ -32,13 +32,13 @@ impl Terms {
     }
 
     /// Not as root, which may write everywhere and start any number of threads.
-    pub(crate) fn scripted_by_nobody(mut self) -> Self {
+    pub(crate) fn run_as_nobody(mut self) -> Self {
         self.as_nobody = true;
         self
     }
 
     /// As process 1 of a namespace of its own, as in a container.
-    pub(crate) fn scripted_by_the_first_process(mut self) -> Self {
+    pub(crate) fn run_as_the_first_process(mut self) -> Self {
         self.as_first = true;
         self
     }

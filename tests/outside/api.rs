@@ -33,7 +33,7 @@ fn reason(client: &Client, event: Event) -> DropReason {
 }
 
 #[test]
-fn bad_events_are_dropped_for_a_reason_that_is_counted_and_told() {
+fn bad_events_are_dropped_for_a_counted_and_reported_reason() {
     let fixture = Fixture::new();
     let client = fixture.client();
     let before_1677 = SystemTime::UNIX_EPOCH - Duration::from_secs(10_000_000_000);
@@ -73,7 +73,7 @@ fn bad_events_are_dropped_for_a_reason_that_is_counted_and_told() {
 }
 
 #[test]
-fn every_drop_is_told_with_the_events_name_and_what_can_be_done() {
+fn every_drop_is_reported_with_the_events_name_and_a_remedy() {
     let fixture = Fixture::new();
     let spoil = |mut event: Event| {
         if event.name() == "spoilt" {
@@ -270,7 +270,7 @@ fn a_capture_in_a_hook_is_accepted_but_a_nested_one_dropped() {
 }
 
 #[test]
-fn callbacks_that_panic_are_survived_and_told_of() {
+fn callbacks_that_panic_are_survived_and_reported() {
     let fixture = Fixture::new();
     let config =
         fixture.config().on_delivery(|_| panic!("in on_delivery")).on_diagnostic(|_| panic!("in on_diagnostic"));

@@ -66,7 +66,7 @@ fn must_not_repeat_itself(error: &Error) {
 }
 
 #[test]
-fn what_is_no_directory_is_called_so() {
+fn a_path_that_is_not_a_directory_is_named_in_the_error() {
     let fixture = Fixture::new();
     for place in ["/dev/null", "/dev/null/below"] {
         let error = Client::new(fixture.config().queue_dir(place)).map(drop).unwrap_err();
@@ -97,7 +97,7 @@ fn a_directory_that_may_not_be_written_is_unusable() {
             set_mode(&fixture.queue, 0o555);
             fixture
         },
-        |_| Terms::default().scripted_by_nobody(),
+        |_| Terms::default().run_as_nobody(),
         |place| is_unusable(|| place.config()),
         |fixture| {
             assert_eq!(fs::read_dir(&fixture.queue).unwrap().count(), 0);
@@ -119,7 +119,7 @@ fn a_queue_of_another_user_is_unusable_and_left_alone() {
             }
             fixture
         },
-        |_| Terms::default().scripted_by_nobody(),
+        |_| Terms::default().run_as_nobody(),
         |place| {
             // Without root, the other user is the same user.
             if nix::unistd::geteuid().as_raw() == crate::apart::NOBODY {
@@ -243,7 +243,7 @@ fn the_queue_of_an_old_key_is_reported_and_can_be_adopted() {
 }
 
 #[test]
-fn the_queue_of_a_living_client_of_another_key_is_not_stranded() {
+fn the_queue_of_a_living_client_of_another_key_is_not_orphaned() {
     let fixture = Fixture::new();
     fixture.sink.stop();
     let (left, living) = (fixture.client(), fixture.client());

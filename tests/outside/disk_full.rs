@@ -66,7 +66,7 @@ impl SmallDisk {
     }
 
     /// Fills the file system until at most `left` bytes are free.
-    fn fill_but(&self, left: usize) {
+    fn fill_until_free(&self, left: usize) {
         use std::io::Write;
         let mut filler = fs::File::create(self.root().join("filler")).unwrap();
         let step = vec![0xA5; 16 * 1024];
@@ -143,7 +143,7 @@ fn fills_up_and_drains(kind: Kind, space_before_server: bool) {
     let mut all = vec![accepted(&client.capture(small(0)))];
     assert!(client.capture(small(1)).uuid().map(|uuid| all.push(uuid)).is_some());
     assert_eq!(client.flush().wait(PATIENCE).map(|report| report.delivered), Ok(0));
-    disk.fill_but(256 * 1024);
+    disk.fill_until_free(256 * 1024);
     let (taken, reasons) = capture_until_refused(&client);
     all.extend(taken);
     let known = [DropReason::JournalFull, DropReason::DiskFull, DropReason::QueueFull, DropReason::Storage];
@@ -189,31 +189,31 @@ fn fills_up_and_drains(kind: Kind, space_before_server: bool) {
 }
 
 #[test]
-fn a_full_ext4_refuses_and_takes_again_when_there_is_room() {
+fn a_full_ext4_drops_events_until_space_is_freed() {
     fills_up_and_drains(Kind::Ext4, true);
 }
 
 #[test]
-fn a_full_ext4_drains_to_empty_without_any_room() {
+fn a_queue_on_a_full_ext4_drains_without_free_space() {
     fills_up_and_drains(Kind::Ext4, false);
 }
 
 #[test]
-fn a_full_tmpfs_refuses_and_takes_again_when_there_is_room() {
+fn a_full_tmpfs_drops_events_until_space_is_freed() {
     fills_up_and_drains(Kind::Memory, true);
 }
 
 #[test]
-fn a_full_tmpfs_drains_to_empty_without_any_room() {
+fn a_queue_on_a_full_tmpfs_drains_without_free_space() {
     fills_up_and_drains(Kind::Memory, false);
 }
 
 #[test]
-fn the_process_after_one_that_ended_on_a_full_disk_delivers() {
+fn a_process_started_on_a_full_disk_delivers_queued_events() {
     let Some(disk) = SmallDisk::of(Kind::Ext4, 24) else { return };
     disk.sink.stop();
     let client = disk.client();
-    disk.fill_but(256 * 1024);
+    disk.fill_until_free(256 * 1024);
     let (all, _) = capture_until_refused(&client);
     // Events that cannot be checkpointed stay in the journal.
     let report = client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
@@ -232,13 +232,13 @@ fn the_process_after_one_that_ended_on_a_full_disk_delivers() {
     close_empty(&next);
 }
 
-fn takes_little_and_delivers_it(kind: Kind) {
+fn accepts_few_events_and_delivers_them(kind: Kind) {
     let Some(disk) = SmallDisk::of(kind, 24) else { return };
     disk.sink.stop();
     let client = disk.client();
     // No byte is free, and the store has no rows to delete: checkpoints of new events use the space of the reserve
     // file.
-    disk.fill_but(0);
+    disk.fill_until_free(0);
     let mut all = Vec::new();
     for _ in 0..4 {
         all.extend(capture_until_refused(&client).0);
@@ -259,17 +259,17 @@ fn takes_little_and_delivers_it(kind: Kind) {
 }
 
 #[test]
-fn a_full_ext4_releases_what_it_took_through_the_reserve() {
-    takes_little_and_delivers_it(Kind::Ext4);
+fn events_checkpointed_with_the_reserve_drain_on_full_ext4() {
+    accepts_few_events_and_delivers_them(Kind::Ext4);
 }
 
 #[test]
-fn a_full_tmpfs_releases_what_it_took_through_the_reserve() {
-    takes_little_and_delivers_it(Kind::Memory);
+fn events_checkpointed_with_the_reserve_drain_on_full_tmpfs() {
+    accepts_few_events_and_delivers_them(Kind::Memory);
 }
 
 #[test]
-fn sparse_restored_files_do_not_fault_on_a_full_disk() {
+fn sparse_queue_files_do_not_fault_on_a_full_disk() {
     let Some(disk) = SmallDisk::of(Kind::Ext4, 24) else { return };
     disk.sink.stop();
     let client = disk.client();
@@ -284,7 +284,7 @@ fn sparse_restored_files_do_not_fault_on_a_full_disk() {
             return;
         }
     }
-    disk.fill_but(0);
+    disk.fill_until_free(0);
     // Without a free block, a write to a mapped hole would raise SIGBUS.
     let client = disk.client();
     let (taken, reasons) = capture_until_refused(&client);
@@ -310,7 +310,7 @@ impl Drop for Frozen {
 }
 
 #[test]
-fn one_capture_waits_for_a_frozen_disk_and_others_are_busy() {
+fn at_most_one_capture_waits_for_a_frozen_disk() {
     let Some(disk) = SmallDisk::of(Kind::Ext4, 24) else { return };
     let client = disk.client();
     assert_eq!(client.capture(small(0)).persisted().wait(PATIENCE), Ok(()));
@@ -345,11 +345,11 @@ fn one_capture_waits_for_a_frozen_disk_and_others_are_busy() {
 }
 
 #[test]
-fn the_floor_of_free_space_is_left_to_others() {
+fn captures_are_dropped_below_min_free_space() {
     let Some(disk) = SmallDisk::of(Kind::Ext4, 24) else { return };
     let client = Client::new(disk.config().min_free_space(8 * MIB as u64)).unwrap();
     accepted(&client.capture(small(0)));
-    disk.fill_but(6 * MIB);
+    disk.fill_until_free(6 * MIB);
     eventually("captures are dropped because of min_free_space", || {
         let outcome = client.capture(small(1)).outcome();
         outcome == Outcome::Dropped(DropReason::DiskFull)
@@ -361,9 +361,9 @@ fn the_floor_of_free_space_is_left_to_others() {
 }
 
 #[test]
-fn a_disk_too_small_for_a_queue_is_an_error_or_memory() {
+fn a_disk_too_small_for_a_queue_fails_or_falls_back_to_memory() {
     let Some(disk) = SmallDisk::of(Kind::Ext4, 24) else { return };
-    disk.fill_but(64 * 1024);
+    disk.fill_until_free(64 * 1024);
     let error = Client::new(disk.config()).unwrap_err();
     assert!(error.is_queue_dir(), "{error:?}");
     let client = Client::new(disk.config().memory_fallback(true)).unwrap();

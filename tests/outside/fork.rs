@@ -196,7 +196,7 @@ fn what_a_child_inherits_to_wait_for_resolves_as_forked() {
 }
 
 #[test]
-fn a_daemon_that_forks_twice_takes_over_its_ancestors_shard() {
+fn a_daemon_that_forks_twice_takes_over_its_ancestors_queue() {
     apart(
         |place| {
             let client = place.client();

@@ -117,7 +117,7 @@ fn a_capturing_callback_does_not_block_a_childs_opening() {
 }
 
 #[test]
-fn a_hook_that_opts_out_while_a_child_opens_its_queue_is_heeded() {
+fn a_hook_that_opts_out_while_a_child_opens_its_queue_counts() {
     apart(
         |place| {
             leave_stranded_queues(place, 1);

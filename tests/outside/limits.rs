@@ -113,7 +113,7 @@ fn a_limit_below_the_size_of_an_arena_is_a_clear_error() {
 }
 
 #[test]
-fn a_start_without_a_descriptor_is_an_error_at_any_point() {
+fn a_start_that_runs_out_of_descriptors_is_an_error() {
     apart(
         |place| {
             let mut errors = 0;
@@ -164,7 +164,7 @@ fn captures_continue_without_descriptors_and_are_delivered() {
 }
 
 #[test]
-fn a_thread_that_cannot_start_is_an_error_or_waits() {
+fn a_failed_thread_start_is_an_error_or_delays_delivery() {
     apart_on(
         || {
             let fixture = Fixture::new();
@@ -175,7 +175,7 @@ fn a_thread_that_cannot_start_is_an_error_or_waits() {
             }
             fixture
         },
-        |_| Terms::default().scripted_by_nobody(),
+        |_| Terms::default().run_as_nobody(),
         |place| {
             // Resolving the name `localhost` takes one more thread.
             let config = || place.config().host(place.host.replace("127.0.0.1", "localhost"));

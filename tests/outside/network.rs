@@ -180,7 +180,7 @@ fn a_proxy_of_the_environment_is_used() {
 }
 
 #[test]
-fn a_proxy_setting_that_is_none_is_told_of_and_ignored() {
+fn an_invalid_proxy_setting_is_reported_and_ignored() {
     apart_on(
         Fixture::new,
         |_| Terms::default().env("http_proxy", "socks5://127.0.0.1:9").env("NO_PROXY", ""),

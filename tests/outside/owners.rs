@@ -55,7 +55,7 @@ fn a_shard_of_root_hides_no_shard_of_the_user() {
             fixture.sink.resume();
             fixture
         },
-        |_| Terms::default().scripted_by_nobody(),
+        |_| Terms::default().run_as_nobody(),
         |place| {
             let delivered = Arc::new(AtomicUsize::new(0));
             let heard = Arc::clone(&delivered);
@@ -167,7 +167,7 @@ fn a_shard_or_a_file_of_another_user_is_skipped() {
 }
 
 #[test]
-fn a_directory_above_that_others_may_write_is_told_of() {
+fn a_directory_above_that_others_may_write_to_is_reported() {
     let exposed = |fixture: &Fixture| {
         let client = fixture.client();
         let told = client.diagnostics();

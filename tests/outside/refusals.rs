@@ -110,7 +110,7 @@ fn nobodys_verdict(answer: Answer) {
 }
 
 #[test]
-fn a_proxy_that_answers_400_to_everything_buries_nothing() {
+fn a_proxy_that_answers_400_to_everything_makes_no_dead_letters() {
     nobodys_verdict(Answer::status(400).body("<html><h1>Bad Request</h1></html>"));
 }
 
@@ -120,7 +120,7 @@ fn a_server_that_rejects_everything_dead_letters_nothing() {
 }
 
 #[test]
-fn a_stranger_to_whom_everything_is_too_large_buries_nothing() {
+fn a_foreign_server_with_a_small_limit_makes_no_dead_letters() {
     nobodys_verdict(Answer::status(413).body("<html>Request Entity Too Large</html>"));
 }
 

@@ -151,7 +151,7 @@ fn a_child_with_a_queue_of_its_own_marks_its_own_exit() {
 }
 
 #[test]
-fn a_first_run_and_one_without_a_queue_have_none_before_them() {
+fn a_first_run_and_one_without_a_queue_have_no_previous_run() {
     let fixture = Fixture::new();
     assert_eq!(fixture.client().previous_run(), None);
     assert_eq!(Client::new(Config::disabled()).unwrap().previous_run(), None);

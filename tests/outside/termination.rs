@@ -286,7 +286,7 @@ fn process_1_of_a_container_exits_with_the_shells_status() {
     apart_until(
         |status| status.code() == Some(143),
         Fixture::new,
-        |_| Terms::default().scripted_by_the_first_process(),
+        |_| Terms::default().run_as_the_first_process(),
         |place| {
             assert!(is_part);
             with_queued(place, 1);

@@ -202,7 +202,7 @@ fn rtq_01_a_failing_request_is_retried_then_in_cooldown() {
 }
 
 #[test]
-fn rtq_05_retry_after_is_honoured_beside_verdicts_and_with_429() {
+fn rtq_05_retry_after_is_honoured_with_results_and_with_429() {
     let fixture = Fixture::new();
     fixture.sink.script([Answer::results(["retry"]).retry_after(1), Answer::status(429).retry_after(1)]);
     let client = client(&fixture);
@@ -215,7 +215,7 @@ fn rtq_05_retry_after_is_honoured_beside_verdicts_and_with_429() {
 }
 
 #[test]
-fn what_is_no_answer_of_v1_loses_nothing() {
+fn a_response_that_is_not_of_v1_loses_nothing() {
     let fixture = Fixture::new();
     let answers = ["<html>Please log in</html>", r#"{"status":1}"#, r#"{"results":{"0198"#, r#"{"results":[]}"#, ""];
     fixture.sink.script(answers.map(|body| Answer::status(200).body(body).discarding()));

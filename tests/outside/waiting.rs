@@ -94,7 +94,7 @@ fn many_flushes_at_once_are_all_answered() {
 }
 
 #[test]
-fn closing_with_a_hanging_server_keeps_the_timeout() {
+fn close_with_a_hanging_server_ends_at_the_timeout() {
     let fixture = Fixture::new();
     fixture.sink.default_answer(Answer::hang().discarding());
     let client = Client::new(fixture.config().shutdown_timeout(Duration::from_millis(700))).unwrap();
@@ -113,7 +113,7 @@ fn closing_with_a_hanging_server_keeps_the_timeout() {
 }
 
 #[test]
-fn a_second_shutdown_waits_and_can_only_shorten() {
+fn a_second_shutdown_can_only_shorten_the_first() {
     let fixture = Fixture::new();
     fixture.sink.default_answer(Answer::hang().discarding());
     let client = fixture.client();
@@ -128,7 +128,7 @@ fn a_second_shutdown_waits_and_can_only_shorten() {
 }
 
 #[test]
-fn after_shutdown_everything_is_answered_and_nothing_is_taken() {
+fn after_shutdown_every_call_returns_and_captures_are_dropped() {
     let fixture = Fixture::new();
     let client = fixture.client();
     let before = client.capture(event("before"));
@@ -254,7 +254,7 @@ fn a_client_dropped_while_offline_loses_nothing() {
 }
 
 #[test]
-fn persisted_resolves_once_for_many_who_wait_together() {
+fn persisted_resolves_for_all_threads_that_wait_together() {
     let fixture = Fixture::new();
     let client = fixture.client();
     thread::scope(|scope| {

@@ -180,7 +180,7 @@ fn an_outage_costs_no_event_and_doubles_none() {
 }
 
 #[test]
-fn a_quota_that_posthog_enforces_is_told_of() {
+fn a_quota_that_posthog_enforces_is_reported() {
     let fixture = Fixture::new();
     fixture.sink.script([Answer::ok().body(r#"{"status":1,"quota_limited":["events","recordings"]}"#)]);
     let client = fixture.client();

@@ -85,7 +85,7 @@ pub struct FeatureFlags {
 struct Contents {
     flags: BTreeMap<String, Flag>,
     origin: Arc<Origin>,
-    /// Made from another snapshot: a flag that is not here may be there.
+    /// Whether this was made from another snapshot, which may have flags that this one lacks.
     is_part: bool,
 }
 
@@ -100,7 +100,7 @@ pub(super) struct Origin {
     pub(super) context: FlagContext,
     /// The answer without its flags.
     pub(super) answer: Answer,
-    /// The definitions want the minimal form of `$feature_flag_called`.
+    /// Whether the definitions ask for the minimal form of `$feature_flag_called`.
     pub(super) local_wants_minimal_events: bool,
     problem: Option<FlagsProblem>,
 }
@@ -173,8 +173,8 @@ impl FeatureFlags {
         self.shared.flags.is_empty()
     }
 
-    /// A snapshot of these flags only, for an event that is to carry no others. Reads of it do not count as reads of
-    /// this snapshot. A key that has no value here is left out and reported as a diagnostic.
+    /// A snapshot of these flags only, for an event that is to carry no others. Reads of the new snapshot do not
+    /// count as reads of this one. A key that has no value here is left out and reported as a diagnostic.
     pub fn only<K: AsRef<str>>(&self, keys: impl IntoIterator<Item = K>) -> Self {
         let mut kept = Vec::new();
         for key in keys {
@@ -233,7 +233,7 @@ impl FeatureFlags {
 }
 
 impl Flag {
-    /// A copy for another snapshot. It starts with what was read so far and then counts reads separately.
+    /// A copy for another snapshot. It starts with the current `was_read`; later reads of one do not affect the other.
     fn copy(&self) -> Self {
         Self { evaluated: self.evaluated.clone(), was_read: AtomicBool::new(self.was_read.load(Ordering::Relaxed)) }
     }
@@ -256,8 +256,9 @@ impl fmt::Debug for FeatureFlags {
 
 impl Event {
     /// Adds the flags of the person: `$feature/<key>` for each flag of the snapshot, and `$active_feature_flags` with
-    /// the keys of those that are on. Properties that the event has already are kept. Sends no request and counts as no
-    /// read. To add fewer flags, use [`only_accessed`](FeatureFlags::only_accessed) or [`only`](FeatureFlags::only).
+    /// the keys of those that are on. Properties that the event already has are kept. Sends no request and does not
+    /// count as a read. To add fewer flags, use [`only_accessed`](FeatureFlags::only_accessed) or
+    /// [`only`](FeatureFlags::only).
     ///
     /// This corresponds to `send_feature_flags` of other PostHog libraries, without a request inside a capture. Without
     /// a snapshot, use [`Client::known_flags`](crate::Client::known_flags).

@@ -42,7 +42,7 @@ async fn fdl_02_a_failed_refresh_keeps_definitions_and_reports_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fdl_03_it_polls_again_after_the_interval_without_being_asked() {
+async fn fdl_03_definitions_are_polled_at_the_interval() {
     let rig = Rig::new((0..4).map(|_| reply(200, ONE)));
     rig.load().await.unwrap();
     for polls in 1..4 {
@@ -59,7 +59,7 @@ async fn fdl_04_a_reset_drops_loaded_and_kept_definitions() {
     assert_eq!((rig.keys(), rig.loader.state()), (None, Missing));
     assert_eq!(rig.load().await, Ok(()));
     assert_eq!((rig.keys(), rig.requests(), rig.loader.state()), (Some(2), 2, Fresh));
-    assert_eq!(rig.network.asked.lock().unwrap()[1], None, "as if there had never been any");
+    assert_eq!(rig.network.asked.lock().unwrap()[1], None, "no ETag is sent after a reset");
     assert!(matches!(&rig.kept.lock().unwrap()[..], [Some(_), None, Some(_)]));
 }
 
@@ -77,7 +77,7 @@ async fn fdl_04_a_load_from_before_a_reset_is_discarded() {
     rig.network.hold(asked);
     answer.send(()).unwrap();
     sleep(secs(1)).await;
-    assert!(loading.try_recv().is_err() && rig.keys().is_none(), "that nothing has changed is no answer any more");
+    assert!(loading.try_recv().is_err() && rig.keys().is_none(), "a 304 from before the reset is no result");
     answer_next.send(()).unwrap();
     assert_eq!(loading.await.unwrap(), Ok(()));
     assert_eq!((rig.keys(), rig.requests(), rig.loader.state()), (Some(2), 3, Fresh));
@@ -111,7 +111,7 @@ async fn fdl_04_a_refused_key_or_quota_clears_the_definitions() {
         );
         assert!(matches!(&rig.kept.lock().unwrap()[..], [Some(_), None]));
         sleep(secs(290)).await;
-        assert_eq!(rig.requests(), 3, "it is left alone for long");
+        assert_eq!(rig.requests(), 3, "no request is sent for a long time after a refusal");
         // After the key was fixed, a requested load does not have to wait.
         rig.load().await.unwrap();
         assert_eq!(rig.network.asked.lock().unwrap()[2..], [None, None]);
@@ -120,7 +120,7 @@ async fn fdl_04_a_refused_key_or_quota_clears_the_definitions() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stranger_who_refuses_everything_costs_no_definitions() {
+async fn a_response_not_from_posthog_keeps_the_definitions() {
     let rig = Rig::new([reply(200, ONE), reply(403, "<html>blocked</html>"), reply(200, "<html>sign in</html>")]);
     rig.load().await.unwrap();
     assert!(matches!(rig.load().await, Err(FlagDefinitionsError::Unavailable(_))));
@@ -129,7 +129,7 @@ async fn a_stranger_who_refuses_everything_costs_no_definitions() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_was_cut_or_never_comes_replaces_nothing() {
+async fn a_truncated_or_missing_response_keeps_the_definitions() {
     let cut = Response { status: 200, body: TWO.into(), is_cut: true, ..Response::default() };
     let rig = Rig::new([reply(200, ONE), Some(Ok(cut)), None]);
     rig.load().await.unwrap();
@@ -140,7 +140,7 @@ async fn an_answer_that_was_cut_or_never_comes_replaces_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn callers_during_a_load_are_answered_by_it() {
+async fn callers_during_a_load_get_its_result() {
     let rig = Rig::new([None, reply(200, ONE)]);
     let asked = [rig.ask(), rig.ask(), rig.ask()];
     for answer in asked {
@@ -151,7 +151,7 @@ async fn callers_during_a_load_are_answered_by_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_asks_for_a_pause_gets_it() {
+async fn retry_after_delays_the_next_load() {
     let wait = Some(RetryAfter::In(secs(600)));
     let busy = Response { status: 429, retry_after: wait, ..Response::default() };
     let rig = Rig::new([Some(Ok(busy)), reply(200, ONE)]);
@@ -190,7 +190,7 @@ async fn kept_definitions_are_used_before_the_first_request() {
     next.load().await.unwrap();
     assert_eq!((next.keys(), next.loader.state()), (Some(1), Fresh));
     assert_eq!(*next.network.asked.lock().unwrap(), [Some("W/\"7\"".to_owned()), Some("W/\"7\"".to_owned())]);
-    assert!(next.kept.lock().unwrap().is_empty(), "it is kept already");
+    assert!(next.kept.lock().unwrap().is_empty(), "restored definitions are not written again");
 }
 
 #[tokio::test(start_paused = true)]
@@ -231,7 +231,7 @@ async fn definitions_too_large_to_keep_are_used_and_reported() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flag_that_cannot_be_read_is_named_once_and_costs_no_other() {
+async fn an_unreadable_flag_is_reported_once_and_the_others_load() {
     let broken =
         r#"{"flags":[{"key":"a","active":true,"filters":{"groups":[]}},{"key":"bad","active":true,"filters":7}]}"#;
     let rig = Rig::new([reply(200, broken), reply(200, broken)]);

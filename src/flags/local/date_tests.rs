@@ -102,7 +102,7 @@ fn the_largest_relative_dates_are_dates() {
 }
 
 #[test]
-fn what_is_no_date_here_is_inconclusive() {
+fn a_value_that_is_not_a_date_is_inconclusive() {
     let no_dates: [Value; 32] = [
         json!("2024-06-15T10:30:60"),
         json!("2024-06-15 10:30:60"),

@@ -91,7 +91,7 @@ pub(super) struct Rules {
     pub(super) holdout: Option<(f64, Box<str>)>,
     pub(super) conditions: Box<[Condition]>,
     pub(super) variants: Box<[Variant]>,
-    /// By the key of a variant, or `true`.
+    /// Payloads by the value they belong to: the key of a variant, or `true`.
     pub(super) payloads: BTreeMap<Box<str>, Value>,
 }
 
@@ -118,7 +118,7 @@ pub(super) struct Condition {
 #[derive(Debug)]
 pub(super) struct Variant {
     pub(super) key: Box<str>,
-    /// The variant has the buckets below this that earlier variants do not have.
+    /// The exclusive upper bound of the variant's buckets. They begin at the bound of the variant before it.
     pub(super) upper: f64,
 }
 

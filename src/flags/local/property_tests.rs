@@ -246,7 +246,7 @@ fn numbers_are_compared_as_numbers_even_out_of_strings() {
 }
 
 #[test]
-fn what_is_no_operator_on_a_property_is_inconclusive() {
+fn an_unknown_operator_on_a_property_is_inconclusive() {
     for operator in ["in", "not_in", "flag_evaluates_to", "not_exact", "not_is_set", "not_", "", "EXACT"] {
         assert_eq!(ask(operator, json!("x"), json!("x")), Err(InconclusiveReason::UnknownOperator), "{operator}");
     }
@@ -382,7 +382,7 @@ fn a_wildcard_stands_for_any_number() {
 }
 
 #[test]
-fn what_is_no_version_cannot_be_compared() {
+fn a_value_that_is_not_a_version_cannot_be_compared() {
     let no_versions: [Value; 12] = [
         json!(""),
         json!("v"),

@@ -53,7 +53,7 @@ fn after_a_run(active_after: Duration, machine: Machine) -> PreviousRun {
 }
 
 #[test]
-fn a_run_that_is_gone_without_a_word_was_killed() {
+fn a_run_without_an_end_mark_was_killed() {
     let run = after_a_run(HOUR, FIRST);
     assert_eq!((run.cause, run.pid, run.queued_events), (ExitCause::Killed, std::process::id(), 3));
     assert!(run.alive_for >= HOUR && run.alive_for <= HOUR + Duration::from_secs(1), "{:?}", run.alive_for);

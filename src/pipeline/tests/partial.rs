@@ -20,7 +20,7 @@ fn checkpointed(edit: impl FnOnce(&mut PipelineOptions)) -> (Fixture, Lease) {
 }
 
 #[test]
-fn what_is_kept_is_neither_read_nor_evicted_until_it_is_given_back() {
+fn a_kept_piece_is_not_read_or_evicted_before_its_release() {
     for keep in [[1, 5], [2, 5]] {
         let (mut fixture, row) = checkpointed(|options| {
             options.limits.queue_events = 40;
@@ -42,7 +42,7 @@ fn what_is_kept_is_neither_read_nor_evicted_until_it_is_given_back() {
 }
 
 #[test]
-fn what_is_given_back_before_its_row_is_written_is_read_once_it_is() {
+fn a_piece_released_before_its_commit_is_read_after_it() {
     for keep in [[1, 5], [2, 5]] {
         let (mut fixture, row) = checkpointed(|_| ());
         let rest = ack(&fixture, &row, 28, &keep);
@@ -98,7 +98,7 @@ fn pieces_add_up_however_commits_fall_between_them() {
 }
 
 #[test]
-fn a_piece_that_is_acked_during_the_commit_of_the_one_before_is_not_read_again() {
+fn a_piece_acked_during_another_commit_is_not_read_again() {
     let (fixture, row) = checkpointed(|_| ());
     let rest = ack(&fixture, &row, 29, &[1]);
     assert_eq!(rest.row(), row.row(), "what is kept has the name of the whole");
@@ -111,7 +111,7 @@ fn a_piece_that_is_acked_during_the_commit_of_the_one_before_is_not_read_again()
 }
 
 #[test]
-fn pieces_are_acked_in_their_order_also_after_a_commit_that_failed() {
+fn pieces_are_acked_in_order_after_a_failed_commit_too() {
     for keep in [1, 2] {
         let (mut fixture, row) = checkpointed(|_| ());
         let rest = ack(&fixture, &row, 29, &[keep]);

@@ -7,7 +7,7 @@ use super::*;
 use crate::queue::{EvictUntil, EvictionCursor};
 
 #[test]
-fn what_is_read_while_it_is_evicted_is_neither_counted_twice_nor_left_behind() {
+fn rows_read_during_an_eviction_are_counted_once() {
     let mut fixture = fixture(|options| options.intervals.flush_at = 1);
     for _ in 0..4 {
         for n in 0..30 {

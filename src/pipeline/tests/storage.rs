@@ -252,7 +252,7 @@ impl Gate for Once {
 }
 
 #[test]
-fn a_shutdown_waits_for_events_that_the_store_takes_a_moment_later() {
+fn a_shutdown_waits_for_events_that_the_store_takes_later() {
     let fault = Arc::new(Once(AtomicBool::new(false)));
     let mut fixture = fixture(|options| options.disk = Disk::gated(Arc::clone(&fault) as Arc<dyn Gate>));
     fixture.append(3);

@@ -124,7 +124,7 @@ fn an_adoption_preserves_the_run_record_for_the_next_owner() {
 }
 
 #[test]
-fn run_words_left_by_an_older_version_are_not_believed() {
+fn run_words_left_by_an_older_version_are_ignored() {
     let dir = scratch();
     let (queue, _) = open(dir.path());
     queue.mark_exit(Some(3));

@@ -62,7 +62,7 @@ fn an_epoch_that_no_journal_can_have_come_to_is_not_believed() {
 }
 
 #[test]
-fn a_version_is_newer_only_if_both_words_say_so() {
+fn a_version_is_newer_only_if_both_words_are() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("status");
     drop(take_over(dir.path(), true));

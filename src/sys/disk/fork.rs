@@ -40,7 +40,7 @@ const PRESENT: u32 = 2;
 #[cold]
 fn notice_fork() {
     let marker = marker();
-    // One thread of the child counts; the others wait for a few instructions.
+    // One thread of the child counts the fork; the others wait for the few instructions that this takes.
     if marker.compare_exchange(WIPED, NOTICING, Ordering::AcqRel, Ordering::Acquire).is_ok() {
         GENERATION.fetch_add(1, Ordering::Relaxed);
         marker.store(PRESENT, Ordering::Release);
@@ -77,7 +77,7 @@ fn first_marker() -> &'static AtomicU32 {
             unsafe { libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child)) };
             fresh
         }
-        // Another thread was faster; this page is leaked, at most once per process.
+        // Another thread was faster; the page of this thread is leaked.
         // SAFETY: as in `marker`; a failed exchange found a pointer that is not null.
         Err(earlier) => unsafe { earlier.as_ref() }.unwrap_or(fresh),
     }
@@ -128,7 +128,7 @@ pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     }
 }
 
-/// Held while a file is opened that must not get into a child unregistered, and during a fork.
+/// Held during a fork, and while a file is opened that a child must not inherit before it is registered.
 static GATE: AtomicBool = AtomicBool::new(false);
 /// How long a fork waits for an opening of a file, and an opening for a fork: a fork must not hang because a file
 /// system does.
@@ -147,7 +147,7 @@ pub(super) fn without_fork<T>(call: impl FnOnce() -> T) -> T {
             GATE.store(false, Ordering::Release);
         }
     }
-    // Registers the handlers.
+    // The first call registers the fork handlers.
     generation();
     let _passing = take_gate().then_some(Passing);
     call()
@@ -198,7 +198,7 @@ struct Slot {
     inode: AtomicU64,
 }
 
-/// More than any sensible number of locks in one process.
+/// The registered descriptors. The number of slots is more than any sensible number of locks in one process.
 static CLOSED_IN_CHILD: [Slot; 256] = [const { Slot::new() }; 256];
 const FREE: i32 = -1;
 const TAKEN: i32 = -2;
@@ -305,7 +305,7 @@ mod tests {
         target(descriptor)
     }
 
-    fn closed(descriptor: i32) {
+    fn close(descriptor: i32) {
         // SAFETY: the tests put their own socket or file under this number with `dup2`; it has no other owner.
         drop(unsafe { OwnedFd::from_raw_fd(descriptor) });
     }
@@ -320,11 +320,11 @@ mod tests {
         assert!(file.read_exact_at(0, &mut [0; 1]).is_err());
         drop(file);
         assert_eq!(target(descriptor), socket, "the socket is still open");
-        closed(descriptor);
+        close(descriptor);
     }
 
     #[test]
-    fn a_descriptor_is_closed_by_the_last_file_that_opened_it() {
+    fn a_descriptor_once_found_replaced_is_never_closed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let first = Disk::default().open(&path, Open::CreateNew).unwrap();
@@ -336,7 +336,7 @@ mod tests {
         assert_eq!(unsafe { libc::dup2(again.as_raw_fd(), descriptor) }, descriptor);
         drop(first);
         assert_eq!(target(descriptor), path.display().to_string());
-        closed(descriptor);
+        close(descriptor);
     }
 
     #[test]
@@ -348,7 +348,7 @@ mod tests {
         let socket = replaced(descriptor);
         slot.close();
         assert_eq!(target(descriptor), socket, "the socket is still open");
-        closed(descriptor);
+        close(descriptor);
         drop(file);
         let file = Disk::default().open(&dir.path().join("other"), Open::CreateNew).unwrap();
         assert!(slot.take(file.number(), file.identity()));
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_forks_between_opening_and_listing() {
+    fn no_fork_happens_between_opening_and_registering_a_file() {
         let (began, fork) = (Instant::now(), std::sync::Barrier::new(2));
         std::thread::scope(|scope| {
             without_fork(|| {
@@ -365,7 +365,7 @@ mod tests {
                 scope.spawn(|| {
                     fork.wait();
                     before_fork();
-                    assert!(FORKS.get() && began.elapsed() >= Duration::from_millis(20), "it waits");
+                    assert!(FORKS.get() && began.elapsed() >= Duration::from_millis(20), "the fork waits for the gate");
                     in_parent();
                 });
                 fork.wait();

@@ -5,7 +5,7 @@
 //! plain moves on the supported machines. A mistake of this or another process then gives a wrong byte, which the
 //! checksums detect, and never undefined behaviour.
 
-#![allow(unsafe_code, reason = "mapping memory and reaching into it; each block proves itself")]
+#![allow(unsafe_code, reason = "mapping memory and accessing it; each block has a safety comment")]
 
 use std::fs::File;
 use std::io;
@@ -35,7 +35,7 @@ pub(crate) struct Mapping {
 
 // SAFETY: the memory belongs to the process, not to a thread, and stays mapped until the one owner is dropped.
 unsafe impl Send for Mapping {}
-// SAFETY: through a shared reference the memory is reached by atomic operations alone.
+// SAFETY: through a shared reference, the memory is accessed only by atomic operations.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -121,33 +121,33 @@ impl Mapping {
         Ok(())
     }
 
-    /// Lets the kernel remove the pages from byte `from` on from this process. The bytes of a shared mapping stay in
-    /// the file.
+    /// Releases the memory of all whole pages from byte `from` to the end. The bytes of a shared mapping stay in the
+    /// file, and the next access maps the page again.
     pub(crate) fn release_pages(&self, from: usize) -> io::Result<()> {
         self.advise(from.next_multiple_of(PAGE), self.len, MmapAdvise::MADV_DONTNEED)
     }
 
-    /// Makes the pages of a range writable now, on this thread, instead of at the first write to each. Kernels before
-    /// 5.14 refuse it; then the first write does it.
+    /// Makes the pages of a range writable now, on this thread, instead of at the first write to each. Does nothing on
+    /// kernels before 5.14.
     #[cfg(target_os = "linux")]
     pub(crate) fn prefault(&self, from: usize, to: usize) {
         let to = to.saturating_add(PAGE - 1).min(self.len);
         let _ = self.advise(from - from % PAGE, to - to % PAGE, MmapAdvise::MADV_POPULATE_WRITE);
     }
 
-    /// Not available on other systems.
+    /// Does nothing: only Linux can do this.
     #[cfg(not(target_os = "linux"))]
     pub(crate) fn prefault(&self, _from: usize, _to: usize) {}
 
-    /// `from` and `to` in bytes, whole pages.
+    /// Calls `madvise` for the bytes from `from`, a multiple of the page size, to `to`. The kernel rounds `to` up.
     fn advise(&self, from: usize, to: usize, advice: MmapAdvise) -> io::Result<()> {
         let to = to.min(self.len);
         if from >= to {
             return Ok(());
         }
-        // SAFETY: the range lies inside this mapping (just seen to). DONTFORK concerns children only; POPULATE_WRITE
-        // changes no byte; DONTNEED on a shared file mapping drops page table entries and no bytes (on a private one it
-        // would: `release_pages` is for shared ones).
+        // SAFETY: the range lies inside this mapping (checked above). DONTFORK concerns children only; POPULATE_WRITE
+        // changes no byte; DONTNEED on a shared file mapping drops page table entries and no bytes. On a private
+        // mapping it would zero the bytes, so `release_pages` is called for shared mappings only.
         unsafe { mman::madvise(self.start.add(from / WORD).cast(), to - from, advice)? };
         Ok(())
     }

@@ -26,7 +26,7 @@ fn flags_have_a_script_of_their_own() {
 }
 
 #[test]
-fn a_question_about_nobody_and_a_wrong_method_are_refused() {
+fn an_invalid_flag_request_and_a_wrong_method_are_refused() {
     let sink = Sink::start();
     for body in [&b"{}"[..], br#"{"token":"phc_x"}"#, b"<html>"] {
         assert!(receive(send(&sink, "POST", "/flags/?v=2", "", body)).contains(" 400 "));
@@ -36,7 +36,7 @@ fn a_question_about_nobody_and_a_wrong_method_are_refused() {
 }
 
 #[test]
-fn definitions_are_sent_to_those_who_do_not_have_them() {
+fn definitions_are_sent_unless_the_etag_matches() {
     let sink = Sink::start();
     sink.flags(FlagRoute::Definitions, Answer::json(&json!({"flags": [{"key": "a"}]})).etag("W/\"1\""));
     let ask = |headers: &str| receive(send(&sink, "GET", "/flags/definitions?send_cohorts", headers, b""));

@@ -90,7 +90,7 @@ fn gzip_is_told_by_the_header_and_by_its_magic_number() {
 }
 
 #[test]
-fn one_bad_event_refuses_its_whole_request_in_posthogs_words() {
+fn one_bad_event_fails_its_whole_request_as_posthog_does() {
     let sink = Sink::start();
     let bad = |key: &str, value: Value| {
         let mut bad = event(2);

@@ -107,7 +107,7 @@ fn a_retry_after_is_never_broken() {
 }
 
 #[test]
-fn an_answer_that_takes_its_time_comes_when_the_clock_says_so() {
+fn a_delayed_answer_comes_when_the_manual_clock_reaches_it() {
     let harness = harness();
     harness.server().script(Route::Analytics, [Answer::ok().delay(3 * SECOND)]);
     sign_up(harness.client(), "user_1", "pro");

@@ -1,4 +1,5 @@
-//! Entries of the owner in the `meta` table: the next owner finds them, and a damaged one is never damage of the store.
+//! Entries that the owner keeps in the `meta` table: the next owner finds them, and a damaged entry does not count as
+//! damage of the store.
 
 use redb::{Database, ReadableTable};
 
@@ -40,7 +41,7 @@ fn a_meta_entry_is_found_by_the_next_owner_until_removed() {
 }
 
 #[test]
-fn a_damaged_meta_entry_is_absent_and_no_damage_of_the_store() {
+fn a_damaged_meta_entry_is_absent_and_the_store_intact() {
     let changes: [fn(&mut Vec<u8>); 5] = [
         |value| value[5] ^= 1,
         |value| value.truncate(7),
@@ -75,14 +76,14 @@ fn a_large_meta_entry_does_not_cause_repeated_compaction() {
     let (store, _) = Store::open(&Disk::gated(fault.clone()), dir.path(), &options(), 1_000).unwrap();
     store.put_meta("definitions", Some(&vec![7; 4 << 20])).unwrap();
     store.compact_if_small(16 << 20, 0).unwrap();
-    // Not even tried: a compaction that moves nothing writes all the same.
+    // From here on each write fails. No compaction is tried: it would write even if it moved nothing.
     fault.arm(0);
     assert!(!store.compact_if_small(16 << 20, 0).unwrap());
     assert_eq!(store.meta("definitions").map(|kept| kept.len()), Some(4 << 20));
 }
 
 #[test]
-fn a_meta_entry_does_not_take_the_last_space_of_a_disk() {
+fn a_full_disk_refuses_a_meta_entry_and_keeps_the_events() {
     let (dir, fault) = (scratch(), Fault::of(Op::Write, "queue.redb", full));
     let disk = Disk::gated(fault.clone());
     let (store, _) = Store::open(&disk, dir.path(), &options(), 1_000).unwrap();

@@ -57,7 +57,7 @@ async fn the_question_says_all_that_was_given_and_the_rest_is_empty(test: &Test<
     assert_eq!(requests[1].envelope, full);
 }
 
-async fn a_read_is_told(test: &Test<'_>) {
+async fn a_read_is_captured(test: &Test<'_>) {
     test.init(json!({})).await;
     test.sink.flags(FlagRoute::Values, values());
     ask(test, json!({ "groups": { "company": "acme" } })).await;
@@ -96,7 +96,7 @@ async fn all(test: &Test<'_>) {
     clear(test).await;
     the_question_says_all_that_was_given_and_the_rest_is_empty(test).await;
     clear(test).await;
-    a_read_is_told(test).await;
+    a_read_is_captured(test).await;
     gateways_are_asked_again_and_others_are_not(test).await;
     clear(test).await;
     whose_test_it_is_is_said_with_the_question(test).await;
