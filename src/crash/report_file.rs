@@ -409,6 +409,7 @@ struct Slot {
     /// When the record was written, in [`process::uptime_nanos`].
     written_at: AtomicU64,
     /// Checksum of the mark that says that the process survived the record.
+    #[cfg_attr(not(feature = "crash-signals"), allow(dead_code, reason = "read by the signal handler only"))]
     mark_sum: AtomicU32,
 }
 

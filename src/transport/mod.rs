@@ -44,7 +44,9 @@ mod tests;
 
 use reqwest::Url;
 
-pub(crate) use message::{Http, MAX_RESPONSE_BYTES, Pending, Request, Response, RetryAfter, TransportError};
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use message::RetryAfter;
+pub(crate) use message::{Http, MAX_RESPONSE_BYTES, Pending, Request, Response, TransportError};
 pub(crate) use pool::{Transport, TransportOptions};
 pub(crate) use proxy::Proxy;
 
