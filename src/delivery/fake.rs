@@ -166,6 +166,11 @@ impl Source for FakeQueue {
         Ok(leases)
     }
 
+    fn lease_newest(&self, wants: &dyn Fn(ChunkRef) -> bool) -> Result<Option<Lease>, SourceError> {
+        let newest = self.newest();
+        Ok(self.lease(usize::MAX, &|row| newest == Some(row) && wants(row))?.pop())
+    }
+
     fn is_held(&self) -> bool {
         self.ledger().is_held
     }

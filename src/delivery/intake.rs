@@ -130,7 +130,6 @@ impl Intake {
         self.unreadable_until = None;
         let mut spares_alone = wanted == Wanted::Any;
         let is_fresh = matches!(wanted, Wanted::Fresh | Wanted::Newest);
-        let newest = if wanted == Wanted::Newest { self.source.newest() } else { None };
         while self.ready.is_empty() && self.more && self.to_bisect_bytes() < TO_BISECT_BYTES {
             let (loaded, quarantine, avoid, accepted) = (&self.loaded, &self.quarantine, &self.avoid, self.accepted);
             // Quarantined events are tried one at a time, so not all of their chunks have to be leased.
@@ -140,11 +139,15 @@ impl Intake {
                     || quarantine.skips(chunk, accepted, now)
                     || (are_events_due && quarantine.times(chunk) > 0)
                     || (is_fresh && loaded.tries_of(chunk).failed_since.is_some())
-                    || (wanted == Wanted::Newest && newest != Some(chunk))
                     || (spares_alone && loaded.tries_of(chunk).has_failed_alone);
                 !is_skipped
             };
-            let leases = self.source.lease(max_bytes.clamp(1, READ_BYTES), &wants).inspect_err(|error| {
+            let leases = if wanted == Wanted::Newest {
+                self.source.lease_newest(&wants).map(|newest| newest.into_iter().collect())
+            } else {
+                self.source.lease(max_bytes.clamp(1, READ_BYTES), &wants)
+            };
+            let leases = leases.inspect_err(|error| {
                 if matches!(error, SourceError::Unreadable(_)) {
                     self.unreadable_until = Some(now + UNREADABLE);
                 }

@@ -90,10 +90,14 @@ pub(crate) trait Source: Send + Sync + 'static {
     /// free now.
     fn lease(&self, max_bytes: usize, wants: &dyn Fn(ChunkRef) -> bool) -> Result<Vec<Lease>, SourceError>;
 
+    /// Leases the last committed row of this process's own queue, if it is free and `wants` accepts it.
+    fn lease_newest(&self, wants: &dyn Fn(ChunkRef) -> bool) -> Result<Option<Lease>, SourceError>;
+
     /// Whether the program has opted out. Then `lease` returns nothing, and delivery releases what it has leased.
     fn is_held(&self) -> bool;
 
-    /// The last committed row of this process's own queue, if there is one: what a flush that begins now has to cover.
+    /// An upper bound for the rows of this process's own queue, if it has any: what a flush that begins now has to
+    /// cover.
     fn newest(&self) -> Option<ChunkRef>;
 
     /// Decides over a leased row. The commit comes later, but the row is not leased again. What the ack keeps is a

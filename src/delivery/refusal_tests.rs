@@ -261,6 +261,12 @@ impl Source for Counting {
         Ok(leases)
     }
 
+    fn lease_newest(&self, wants: &dyn Fn(ChunkRef) -> bool) -> Result<Option<Lease>, SourceError> {
+        let newest = self.queue.lease_newest(wants)?;
+        self.out.lock().unwrap().extend(newest.as_ref().map(Lease::row));
+        Ok(newest)
+    }
+
     fn is_held(&self) -> bool {
         self.queue.is_held()
     }

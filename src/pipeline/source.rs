@@ -80,6 +80,18 @@ impl Source for Pipeline {
         Ok(leases)
     }
 
+    fn lease_newest(&self, wants: &dyn Fn(ChunkRef) -> bool) -> Result<Option<Lease>, SourceError> {
+        if self.is_held() || self.shard.is_lost() {
+            return Ok(None);
+        }
+        if self.is_reopening.load(Ordering::Acquire) {
+            return Err(SourceError::Busy);
+        }
+        let Some(rows) = self.leases.try_lock() else { return Err(SourceError::Busy) };
+        let newest = rows.lease_newest((OWN, &self.shard), wants).inspect_err(|_| self.mailbox.wake());
+        newest.map_err(|error| SourceError::Unreadable(error.into()))
+    }
+
     fn is_held(&self) -> bool {
         self.held.load(Ordering::SeqCst)
     }

@@ -102,6 +102,11 @@ impl Queue {
     pub(crate) fn read(&self, after: Option<ChunkKey>, max_bytes: usize) -> Result<Read, QueueError> {
         self.read_store(|store| store.read(after, max_bytes))
     }
+
+    /// The newest chunk, unless its row fails its checks.
+    pub(crate) fn newest(&self) -> Result<Option<Chunk>, QueueError> {
+        self.read_store(Store::newest)
+    }
 }
 
 /// The changes to the store that acks stand for, in their order: a later one may be about what an earlier one keeps.

@@ -352,6 +352,25 @@ impl Rows<'_> {
         }
     }
 
+    /// Leases the newest row of a shard if it is free and `wants` accepts it. The rows before it are not read, so that
+    /// takes no longer with a long backlog.
+    pub(crate) fn lease_newest(
+        &self,
+        (origin, queue): (u32, &Queue),
+        wants: &dyn Fn(ChunkRef) -> bool,
+    ) -> Result<Option<Lease>, QueueError> {
+        let Some(chunk) = queue.newest()? else { return Ok(None) };
+        let lease = Lease { origin, chunk };
+        let row = lease.row();
+        let mut table = self.leases.table();
+        if !table.is_free(row) || !wants(row) {
+            return Ok(None);
+        }
+        table.released.remove(&row);
+        table.leased.insert(row, cost(&lease.chunk));
+        Ok(Some(lease))
+    }
+
     /// Takes the acks of a shard, whose ledger this is, for a transaction.
     pub(crate) fn take_acks(&self, origin: u32, ledger: &Ledger) -> PendingAcks {
         let mut table = self.leases.table();
@@ -463,8 +482,7 @@ impl Table {
                 self.released.insert(row);
                 continue;
             }
-            let bytes = Chunk::page_bytes_with(lease.chunk.frames.len());
-            self.leased.insert(row, Budget { events: lease.chunk.count.into(), bytes });
+            self.leased.insert(row, cost(&lease.chunk));
             leases.push(lease);
         }
         leases
@@ -501,6 +519,11 @@ impl Table {
 /// Events that the ledger counts as delivered or dead-lettered.
 fn decided_in(ledger: &Ledger) -> u64 {
     ledger.delivered.saturating_add(ledger.dead_lettered)
+}
+
+/// What a leased chunk takes of the queue's budget.
+fn cost(chunk: &Chunk) -> Budget {
+    Budget { events: chunk.count.into(), bytes: Chunk::page_bytes_with(chunk.frames.len()) }
 }
 
 #[cfg(test)]

@@ -54,6 +54,29 @@ fn a_piece_released_before_its_commit_is_read_after_it() {
 }
 
 #[test]
+fn the_newest_row_is_leased_before_older_ones_and_only_once() {
+    let mut fixture = fixture(|options| options.intervals.flush_at = 10);
+    for _ in 0..3 {
+        fixture.append(10);
+        fixture.advance(Duration::from_secs(2));
+    }
+    let seqs = |leases: &[Lease]| leases.iter().map(|lease| lease.row().key.first_seq).collect::<Vec<_>>();
+    let newest = fixture.pipeline.lease_newest(&|_| true).unwrap().unwrap();
+    assert_eq!((newest.row().key.first_seq, newest.chunk.count), (21, 10));
+    assert!(fixture.pipeline.lease_newest(&|_| true).unwrap().is_none(), "it is leased");
+    let older = fixture.lease();
+    assert_eq!(seqs(&older), [1, 11]);
+    fixture.pipeline.release(newest.row());
+    assert!(fixture.pipeline.lease_newest(&|_| false).unwrap().is_none());
+    assert_eq!(seqs(&fixture.lease()), [21]);
+    fixture.pipeline.release(newest.row());
+    let again = fixture.pipeline.lease_newest(&|_| true).unwrap().unwrap();
+    fixture.deliver([older, vec![again]].concat());
+    fixture.advance(Duration::from_secs(2));
+    assert_eq!((fixture.ledger().delivered, fixture.lease().len()), (30, 0));
+}
+
+#[test]
 fn delivery_is_woken_for_a_row_that_a_commit_makes_free() {
     for keep in [[1, 5], [2, 5]] {
         let (mut fixture, row) = checkpointed(|_| ());

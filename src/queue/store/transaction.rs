@@ -299,6 +299,19 @@ impl Store {
         })
     }
 
+    /// The newest chunk. `None` also if its row fails its checks: [`read`](Self::read) repairs it.
+    pub(crate) fn newest(&self) -> Result<Option<Chunk>, StoreError> {
+        self.with_database(|db| {
+            let table = db.begin_read()?.open_table(CHUNKS)?;
+            let first = schema::chunk_key(ChunkKey::new(0));
+            let last = schema::chunk_key(ChunkKey::new(u64::MAX));
+            let Some(row) = table.range(first.as_slice()..=last.as_slice())?.next_back() else { return Ok(None) };
+            let (key, value) = row?;
+            let row = schema::parse_chunk_key(key.value()).map(|key| schema::parse_chunk(key, value.value()));
+            Ok(if let Some(ChunkRow::Whole(chunk)) = row { Some(chunk) } else { None })
+        })
+    }
+
     /// The oldest chunk for which `leave_out` is false, and when it was checkpointed.
     pub(crate) fn oldest(
         &self,
