@@ -140,8 +140,7 @@ fn missing_and_unknown_results_count_as_accepted() {
     let uuids = three(&fixture, &client);
     eventually("all three are settled", || client.stats().delivered == 3);
     assert!(client.dead_letters(9).is_empty());
-    for (uuid, beginning) in
-        [(uuids[0], "the response has no result "), (uuids[2], r#"unknown result "later": busy, "#)]
+    for (uuid, beginning) in [(uuids[0], "no result in the response"), (uuids[2], r#"unknown result "later": busy, "#)]
     {
         let is_told = |told: &Diagnostic| {
             matches!(told, Diagnostic::DeliveryWarning { uuid: first, events: 1, details }
