@@ -200,8 +200,8 @@ impl Engine {
         }
     }
 
-    /// Tells the pace and a stop of a failed attempt, and reports it. Returns `false` if the attempt changes nothing:
-    /// several requests of one round failed, and the first of them was counted and reported.
+    /// Counts a failed attempt in the pace and in a stop, and reports it. Returns `false` if the attempt changes
+    /// nothing: several requests of one round failed, and the first of them was counted and reported.
     fn slow_down(&mut self, batch: &Batch, failure: &Failure, now: Instant) -> bool {
         let (before, ticket) = (self.pace.health(), batch.ticket);
         let is_counted = match failure.pause() {
@@ -298,8 +298,8 @@ impl Engine {
         self.outage.probe_from.filter(|_| is_waiting && is_free && has_something)
     }
 
-    /// A probe that tells the events from the endpoint: an event that has not failed, if there is any; otherwise one of
-    /// another batch that failed, if `takes_failed`; otherwise the kept batch or an event of it.
+    /// A probe whose result shows whether the events or the endpoint fail: an event that has not failed, if there is
+    /// any; otherwise one of another batch that failed, if `takes_failed`; otherwise the kept batch or an event of it.
     fn telling_probe(&mut self, now: Instant, takes_failed: bool) -> Result<Option<Batch>, SourceError> {
         // The newest is least related to those that failed. Where no event is the cause, the oldest goes first.
         if self.outage.may_be_events

@@ -486,7 +486,7 @@ impl Pipeline {
         }
     }
 
-    /// Tells delivery that there are new rows.
+    /// Wakes delivery because there are new rows.
     pub(super) fn committed(&self) {
         if let Some(delivery) = self.delivery() {
             delivery.committed();

@@ -220,7 +220,7 @@ impl Encoding {
         }
     }
 
-    /// Decodes `raw` to at most `most` bytes; the flag tells whether the result is incomplete. `is_cut` tells whether `raw`
+    /// Decodes `raw` to at most `most` bytes; the flag is set if the result is incomplete. `is_cut` says whether `raw`
     /// is incomplete.
     fn decode(&self, raw: &[u8], is_cut: bool, most: usize) -> Result<(Vec<u8>, bool), TransportError> {
         // Servers use "deflate" for two formats. zlib's begins with two bytes that are a multiple of 31.

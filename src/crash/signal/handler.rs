@@ -175,8 +175,8 @@ fn record_late(job: &mut Job, thread: i32) -> u64 {
     RETURN
 }
 
-/// Decides how a signal is treated. `record` writes its record; it is told whether the process may survive the signal,
-/// and returns `None` if the entry is to try again. Returns what the entry does next.
+/// Decides how a signal is treated. `record` writes its record. Its argument is whether the process may survive the
+/// signal; it returns `None` if the entry is to try again. Returns what the entry does next.
 fn handle(
     thread: i32,
     signal: c_int,

@@ -301,7 +301,7 @@ impl Loader {
         }
     }
 
-    /// Tells tests whether a provider is being called on another thread.
+    /// Whether a provider is being called on another thread. For tests.
     pub(super) fn calls_provider(&self, _is_calling: bool) {
         #[cfg(feature = "testing")]
         {

@@ -53,8 +53,8 @@ fn a_full_disk_keeps_no_definitions_and_reports_it_once() {
     for times in 0..3 {
         keep(&fixture, Some(vec![7; 1000]));
         fixture.advance(HOUR);
-        let told = fixture.diagnostics.lock().unwrap().drain(..).filter(is_cache_failure).count();
-        assert_eq!(told, usize::from(times == 0));
+        let reported = fixture.diagnostics.lock().unwrap().drain(..).filter(is_cache_failure).count();
+        assert_eq!(reported, usize::from(times == 0));
     }
     fault.arm(0);
     fixture.append(30);
