@@ -352,13 +352,11 @@ impl Committer {
         for _ in 0..ARENAS_MAX {
             pipeline.let_others_sync();
             self.make_room_for_oldest_sealed();
-            let rows = pipeline.leases.lock();
-            let pending = rows.take_acks(OWN, &pipeline.shard.ledger());
+            let pending = pipeline.leases.take_acks(OWN, &pipeline.shard.ledger());
             let now = pipeline.options.clock.wall_nanos();
             match pipeline.shard.checkpoint(&pending.acks, pending.next_attempt, now) {
                 Ok(Some(checkpointed)) => {
-                    rows.committed(pending);
-                    drop(rows);
+                    pipeline.leases.lock().committed(pending);
                     if checkpointed.missing > 0 {
                         // Callers that wait for a damaged event must not be told that it is durable. All waiting
                         // callers get the error, since it is not known which events are damaged.
@@ -375,12 +373,11 @@ impl Committer {
                     pipeline.committed();
                 }
                 Ok(None) => {
-                    rows.put_back(pending);
+                    pipeline.leases.put_back(pending);
                     break;
                 }
                 Err(error) => {
-                    rows.put_back(pending);
-                    drop(rows);
+                    pipeline.leases.put_back(pending);
                     self.store_failed(&error);
                     // On a full disk, deletes may still succeed and free space. And the store must be readable for
                     // delivery even if nothing more can be added.
@@ -400,19 +397,16 @@ impl Committer {
             return;
         }
         pipeline.let_others_sync();
-        let rows = pipeline.leases.lock();
-        let pending = rows.take_acks(OWN, &pipeline.shard.ledger());
+        let pending = pipeline.leases.take_acks(OWN, &pipeline.shard.ledger());
         let now = pipeline.options.clock.wall_nanos();
         match pipeline.shard.ack(&pending.acks, pending.next_attempt, now) {
             Ok(_) => {
-                rows.committed(pending);
-                drop(rows);
+                pipeline.leases.lock().committed(pending);
                 self.succeeded();
                 self.waiting.unacked_since = None;
             }
             Err(error) => {
-                rows.put_back(pending);
-                drop(rows);
+                pipeline.leases.put_back(pending);
                 self.store_failed(&error);
             }
         }
@@ -426,19 +420,16 @@ impl Committer {
             return;
         }
         pipeline.let_others_sync();
-        let rows = pipeline.leases.lock();
-        let pending = rows.take_acks(origin, &shard.ledger());
+        let pending = pipeline.leases.take_acks(origin, &shard.ledger());
         let now = pipeline.options.clock.wall_nanos();
         match shard.ack(&pending.acks, None, now) {
             Ok(_) => {
-                rows.committed(pending);
-                drop(rows);
+                pipeline.leases.lock().committed(pending);
                 self.waiting.unacked_since = None;
                 self.commands.adopt |= shard.ledger().queued_events == 0;
             }
             Err(error) => {
-                rows.put_back(pending);
-                drop(rows);
+                pipeline.leases.put_back(pending);
                 let why = explain_queue(&pipeline.options.disk, &error);
                 (pipeline.options.report)(Diagnostic::QueueSkipped { path: shard.dir().clone(), why });
                 pipeline.abandon_adopted();

@@ -14,10 +14,12 @@
 //!
 //! # Locks
 //!
-//! * The *row lock* ([`Rows`]) is held from choosing rows to noting the result: by delivery for a lease, by the
-//!   committer for a whole transaction that removes or rewrites rows. A lease therefore never returns a row that is
-//!   about to go. Delivery only tries this lock, because a commit on a disk that hangs must not stop the thread that
-//!   also answers flag requests; if the attempt fails, delivery is woken when the lock is free.
+//! * The *row lock* ([`Rows`]) is held from reading rows to noting the result: by delivery for a lease, by the
+//!   committer for an eviction, including its transactions. A lease therefore never returns a row that is about to go.
+//!   A transaction that applies acks needs the lock only to note that the acked rows are gone: they are not leased
+//!   before that, so delivery goes on reading while the disk syncs. Delivery only tries this lock, because a disk that
+//!   hangs must not stop the thread that also answers flag requests; if the attempt fails, delivery is woken when the
+//!   lock is free.
 //! * The table itself has a lock that is held for a few instructions. Acks, releases and statistics need no other, so
 //!   they never wait for the disk. Whoever needs both locks takes the row lock first.
 
@@ -206,6 +208,27 @@ impl Leases {
         }
     }
 
+    /// Takes the acks of a shard, whose ledger this is, for a transaction.
+    pub(crate) fn take_acks(&self, origin: u32, ledger: &Ledger) -> PendingAcks {
+        let mut table = self.table();
+        let acks: Vec<_> = table.pending.extract_if(.., |ack| ack.row.origin == origin).collect();
+        let committing = Committing { totals: Totals::of(acks.iter()), before: decided_in(ledger) };
+        table.committing.insert(origin, committing);
+        let next_attempt = if origin == OWN { table.next_attempt.take() } else { None };
+        PendingAcks { origin, acks, next_attempt }
+    }
+
+    /// The transaction failed: its acks wait again. Acked rows stay hidden, so nothing is sent twice.
+    pub(crate) fn put_back(&self, failed: PendingAcks) {
+        let mut table = self.table();
+        table.committing.remove(&failed.origin);
+        // Before later acks, which may be about what these keep.
+        table.pending.splice(0..0, failed.acks);
+        if table.next_attempt.is_none() {
+            table.next_attempt = failed.next_attempt;
+        }
+    }
+
     /// Whether nothing waits for a commit.
     pub(crate) fn is_committed(&self) -> bool {
         let table = self.table();
@@ -371,17 +394,9 @@ impl Rows<'_> {
         Ok(Some(lease))
     }
 
-    /// Takes the acks of a shard, whose ledger this is, for a transaction.
-    pub(crate) fn take_acks(&self, origin: u32, ledger: &Ledger) -> PendingAcks {
-        let mut table = self.leases.table();
-        let acks: Vec<_> = table.pending.extract_if(.., |ack| ack.row.origin == origin).collect();
-        let committing = Committing { totals: Totals::of(acks.iter()), before: decided_in(ledger) };
-        table.committing.insert(origin, committing);
-        let next_attempt = if origin == OWN { table.next_attempt.take() } else { None };
-        PendingAcks { origin, acks, next_attempt }
-    }
-
-    /// The transaction was committed: acked rows are gone, and what they kept is a row of the store.
+    /// The transaction was committed: acked rows are gone, and what they kept is a row of the store. Until this is
+    /// noted under the row lock, a lease that reads the store as it was before the commit finds those rows acked.
+    ///
     /// If a kept row becomes free, delivery is woken when the row lock is: it may have looked for the row before the
     /// commit, when it was not in the store yet.
     pub(crate) fn committed(&self, committed: PendingAcks) {
@@ -401,17 +416,6 @@ impl Rows<'_> {
                     self.leases.is_missed.store(true, Ordering::SeqCst);
                 }
             }
-        }
-    }
-
-    /// The transaction failed: its acks wait again. Acked rows stay hidden, so nothing is sent twice.
-    pub(crate) fn put_back(&self, failed: PendingAcks) {
-        let mut table = self.leases.table();
-        table.committing.remove(&failed.origin);
-        // Before later acks, which may be about what these keep.
-        table.pending.splice(0..0, failed.acks);
-        if table.next_attempt.is_none() {
-            table.next_attempt = failed.next_attempt;
         }
     }
 

@@ -32,7 +32,7 @@ fn ack(lease: &Lease, keep: &[u64]) -> Ack {
 }
 
 /// A store in memory that applies acks as the real one does.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Store {
     rows: BTreeMap<ChunkKey, Chunk>,
     ledger: Ledger,
@@ -95,12 +95,13 @@ fn a_row_that_is_acked_is_not_leased_before_or_after_its_commit() {
     leases.ack(ack(&b, &[]));
     assert_eq!(first_seqs(&lease_all(&leases, &store)), [1]);
     leases.release(a.row());
-    let rows = leases.lock();
-    let pending = rows.take_acks(OWN, &store.ledger);
-    assert!(leases.try_lock().is_none(), "no lease during the transaction");
+    let pending = leases.take_acks(OWN, &store.ledger);
+    let before = store.clone();
     store.apply(&pending.acks);
-    rows.committed(pending);
-    drop(rows);
+    // A read that began before the commit finds the row.
+    assert_eq!(first_seqs(&lease_all(&leases, &before)), [1]);
+    leases.release(a.row());
+    leases.lock().committed(pending);
     assert_eq!(first_seqs(&lease_all(&leases, &store)), [1]);
 }
 
@@ -131,10 +132,10 @@ fn delivery_is_woken_once_if_it_found_the_row_lock_taken() {
 }
 
 #[test]
-fn acks_releases_and_statistics_do_not_wait_for_a_transaction() {
+fn acks_releases_and_statistics_do_not_need_the_row_lock() {
     let (leases, store) = (Leases::default(), Store::of([row(1, 10), row(11, 10)]));
     let [a, b] = lease_all(&leases, &store).try_into().unwrap();
-    let _transaction = leases.lock();
+    let _rows = leases.lock();
     assert!(leases.ack(ack(&a, &[])));
     leases.release(b.row());
     assert_eq!((leases.totals().delivered, leases.leased().events), (10, 0));
@@ -154,15 +155,14 @@ fn events_of_a_transaction_count_once_before_and_after_it() {
     };
     leases.ack(ack(&a, &[]));
     assert_eq!(seen(before), (10, 10));
-    let rows = leases.lock();
-    let pending = rows.take_acks(OWN, &before);
+    let pending = leases.take_acks(OWN, &before);
     assert_eq!((seen(before), seen(after)), ((10, 10), (10, 10)), "before and after the commit");
     leases.ack(ack(&b, &[]));
     assert_eq!((seen(before), seen(after)), ((20, 0), (20, 0)));
-    rows.committed(pending);
+    leases.lock().committed(pending);
     assert_eq!(seen(after), (20, 0));
-    let pending = rows.take_acks(OWN, &after);
-    rows.put_back(pending);
+    let pending = leases.take_acks(OWN, &after);
+    leases.put_back(pending);
     assert_eq!(seen(after), (20, 0), "the transaction failed");
 }
 
@@ -203,23 +203,37 @@ enum Outcome {
 }
 
 fn commit(leases: &Leases, store: &mut Store, outcome: Outcome) {
-    let rows = leases.lock();
-    let pending = rows.take_acks(OWN, &store.ledger);
+    let pending = leases.take_acks(OWN, &store.ledger);
     if !matches!(outcome, Outcome::Failed) {
         store.apply(&pending.acks);
     }
+    end(leases, pending, outcome);
+}
+
+/// Notes how a transaction ended.
+fn end(leases: &Leases, pending: PendingAcks, outcome: Outcome) {
     match outcome {
-        Outcome::Committed => rows.committed(pending),
-        Outcome::Failed | Outcome::FailedAndDone => rows.put_back(pending),
+        Outcome::Committed => leases.lock().committed(pending),
+        Outcome::Failed | Outcome::FailedAndDone => leases.put_back(pending),
     }
 }
 
 #[derive(Clone, Debug)]
 enum Step {
     Checkpoint(u64),
-    Lease { most: usize, skipped: u64 },
-    Ack { which: usize, kept: u64 },
+    /// With `from_before`, a read that began before the transaction that is under way.
+    Lease {
+        most: usize,
+        skipped: u64,
+        from_before: bool,
+    },
+    Ack {
+        which: usize,
+        kept: u64,
+    },
     Release(usize),
+    /// Carries out a transaction, which ends with this outcome. The table learns of it at the next step that is the
+    /// committer's.
     Commit(Outcome),
     Evict,
     Reopen,
@@ -228,7 +242,8 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => (1..6_u64).prop_map(Step::Checkpoint),
-        4 => (1..4_usize, 2..6_u64).prop_map(|(most, skipped)| Step::Lease { most, skipped }),
+        4 => (1..4_usize, 2..6_u64, any::<bool>())
+            .prop_map(|(most, skipped, from_before)| Step::Lease { most, skipped, from_before }),
         4 => (any::<usize>(), 0..64_u64).prop_map(|(which, kept)| Step::Ack { which, kept }),
         2 => any::<usize>().prop_map(Step::Release),
         2 => Just(Step::Commit(Outcome::Committed)),
@@ -245,14 +260,18 @@ struct World {
     leases: Leases,
     store: Store,
     held: Vec<Lease>,
+    /// The transaction that is under way, how it ends, and the store before it.
+    under_way: Option<(PendingAcks, Outcome, Store)>,
     accepted: u64,
     decided: HashSet<u64>,
     evicted: u64,
 }
 
 impl World {
-    fn lease(&mut self, most: usize, wants: &dyn Fn(ChunkRef) -> bool) -> bool {
-        let leased = lease_some(&self.leases, &self.store, most, wants);
+    fn lease(&mut self, most: usize, from_before: bool, wants: &dyn Fn(ChunkRef) -> bool) -> bool {
+        let before = self.under_way.as_ref().filter(|_| from_before);
+        let store = before.map_or(&self.store, |(.., before)| before);
+        let leased = lease_some(&self.leases, store, most, wants);
         let is_new = !leased.is_empty();
         let in_hand: HashSet<u64> = self.held.iter().flat_map(|lease| seqs(&lease.chunk)).collect();
         for lease in leased {
@@ -288,14 +307,24 @@ impl World {
         }
     }
 
+    fn end_transaction(&mut self) {
+        if let Some((pending, outcome, _)) = self.under_way.take() {
+            end(&self.leases, pending, outcome);
+        }
+    }
+
     fn take(&mut self, step: Step) {
+        if matches!(step, Step::Checkpoint(_) | Step::Commit(_) | Step::Evict | Step::Reopen) {
+            // The committer does one thing after another.
+            self.end_transaction();
+        }
         match step {
             Step::Checkpoint(count) => {
                 self.store.insert(row(self.accepted + 1, count));
                 self.accepted += count;
             }
-            Step::Lease { most, skipped } => {
-                self.lease(most, &|row| row.key.first_seq % skipped != 0);
+            Step::Lease { most, skipped, from_before } => {
+                self.lease(most, from_before, &|row| row.key.first_seq % skipped != 0);
             }
             Step::Ack { which, kept } if !self.held.is_empty() => self.ack(which % self.held.len(), kept),
             Step::Release(which) if !self.held.is_empty() => {
@@ -303,7 +332,13 @@ impl World {
                 self.leases.release(lease.row());
             }
             Step::Ack { .. } | Step::Release(_) => {}
-            Step::Commit(outcome) => commit(&self.leases, &mut self.store, outcome),
+            Step::Commit(outcome) => {
+                let (before, pending) = (self.store.clone(), self.leases.take_acks(OWN, &self.store.ledger));
+                if !matches!(outcome, Outcome::Failed) {
+                    self.store.apply(&pending.acks);
+                }
+                self.under_way = Some((pending, outcome, before));
+            }
             Step::Evict => self.evict_oldest(),
             Step::Reopen => self.leases.lock().forget(OWN),
         }
@@ -317,13 +352,14 @@ proptest! {
     fn no_event_is_leased_twice_or_after_its_decision(steps in prop::collection::vec(step(), 0..60)) {
         let mut world = World::default();
         steps.into_iter().for_each(|step| world.take(step));
+        world.end_transaction();
         // All events that are left can be delivered.
         for _ in 0..3 {
             while !world.held.is_empty() {
                 world.ack(0, 0);
             }
             commit(&world.leases, &mut world.store, Outcome::Committed);
-            while world.lease(2, &|_| true) {}
+            while world.lease(2, false, &|_| true) {}
         }
         assert!(world.held.is_empty() && world.store.rows.is_empty(), "{:?}", world.store.rows);
         assert_eq!(world.decided.len() as u64 + world.evicted, world.accepted);

@@ -125,11 +125,10 @@ fn a_piece_acked_during_another_commit_is_not_read_again() {
     let (fixture, row) = checkpointed(|_| ());
     let rest = ack(&fixture, &row, 29, &[1]);
     assert_eq!(rest.row(), row.row(), "what is kept has the name of the whole");
-    let rows = fixture.pipeline.leases.lock();
-    let under_way = rows.take_acks(OWN, &fixture.ledger());
+    let leases = &fixture.pipeline.leases;
+    let under_way = leases.take_acks(OWN, &fixture.ledger());
     ack(&fixture, &rest, 1, &[]);
-    rows.committed(under_way);
-    drop(rows);
+    leases.lock().committed(under_way);
     assert!(fixture.lease().is_empty());
 }
 
@@ -138,11 +137,9 @@ fn pieces_are_acked_in_order_after_a_failed_commit_too() {
     for keep in [1, 2] {
         let (mut fixture, row) = checkpointed(|_| ());
         let rest = ack(&fixture, &row, 29, &[keep]);
-        let rows = fixture.pipeline.leases.lock();
-        let under_way = rows.take_acks(OWN, &fixture.ledger());
+        let under_way = fixture.pipeline.leases.take_acks(OWN, &fixture.ledger());
         ack(&fixture, &rest, 1, &[]);
-        rows.put_back(under_way);
-        drop(rows);
+        fixture.pipeline.leases.put_back(under_way);
         fixture.advance(HOUR);
         assert_eq!((fixture.ledger().delivered, fixture.ledger().queued_events), (30, 0));
         assert!(fixture.lease().is_empty());

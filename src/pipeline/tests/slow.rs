@@ -104,6 +104,33 @@ fn a_slow_queue_is_delivered_as_an_orphan_of_a_new_one() {
 }
 
 #[test]
+fn delivery_leases_rows_while_a_commit_of_acks_syncs() {
+    let slow = Slow::at(Op::Sync, "queue.redb");
+    slow.hold(false);
+    let mut fixture = fixture(|options| options.disk = slow.disk());
+    for _ in 0..2 {
+        fixture.append(30);
+        fixture.advance(Duration::from_secs(2));
+    }
+    let mut rows = fixture.lease();
+    let second = rows.pop().unwrap();
+    fixture.pipeline.release(second.row());
+    fixture.deliver(rows);
+    slow.hold(true);
+    let pipeline = Arc::clone(&fixture.pipeline);
+    let leased = std::thread::scope(|scope| {
+        scope.spawn(|| fixture.advance(Duration::from_secs(2)));
+        until("the commit syncs", || slow.is_waited_for());
+        let leased = pipeline.lease(usize::MAX, &|_| true);
+        slow.hold(false);
+        leased
+    });
+    let rows = leased.expect("the row lock is free");
+    assert_eq!(rows.iter().map(Lease::row).collect::<Vec<_>>(), [second.row()], "and no acked row");
+    assert_eq!(fixture.ledger().delivered, 30);
+}
+
+#[test]
 fn an_exit_during_a_slow_opening_is_not_a_death_of_it() {
     let (root, dir) = left_queue();
     let slow = Slow::at(Op::Open, "shard-0/queue.redb");
