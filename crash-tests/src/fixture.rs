@@ -144,7 +144,7 @@ impl Fixture {
         if !findings.is_empty() {
             return Err(Failure::Guarantee(findings));
         }
-        Ok(Summary { kills: self.kills, acked: self.history.acked.len(), duplicates })
+        Ok(Summary { kills: self.kills, acknowledged: self.history.acknowledged.len(), duplicates })
     }
 
     /// The crash points that any run has reached.
@@ -172,10 +172,10 @@ impl Fixture {
         let deadline = Instant::now() + PATIENCE;
         while !run.has_ended() && !self.is_drained()? {
             if Instant::now() > deadline {
-                let (taken, acked) = (self.sink.inspect(State::unique), self.history.acked.len());
+                let (taken, acknowledged) = (self.sink.inspect(State::unique), self.history.acknowledged.len());
                 let ledgers = self.ledgers()?;
                 let finding =
-                    format!("the queue was not drained in time: {acked} accepted, {taken} arrived, {ledgers:?}");
+                    format!("the queue was not drained in time: {acknowledged} accepted, {taken} arrived, {ledgers:?}");
                 return Err(Failure::Guarantee(vec![finding]));
             }
             thread::sleep(LOOK);
@@ -190,7 +190,7 @@ impl Fixture {
         }
         // The page of a killed process may be outdated if it was not mapped, so the accepted events are checked too.
         let may_be_missing = self.rules.evicts || self.rules.poison;
-        let all_there = |state: &State| self.history.acked.keys().all(|uuid| state.contains(*uuid));
+        let all_there = |state: &State| self.history.acknowledged.keys().all(|uuid| state.contains(*uuid));
         Ok(may_be_missing || self.sink.inspect(all_there))
     }
 

@@ -29,7 +29,7 @@ pub fn is_poison(key: &Key) -> bool {
 #[derive(Debug, Default)]
 pub struct History {
     /// The accepted events.
-    pub acked: HashMap<Uuid, Key>,
+    pub acknowledged: HashMap<Uuid, Key>,
     /// The refused events, with the reason.
     pub dropped: HashMap<Key, String>,
     /// The last event of each thread.
@@ -43,8 +43,8 @@ pub struct History {
 pub struct Summary {
     /// Runs that ended by SIGKILL.
     pub kills: u32,
-    /// Acked events, all of which are at the stand-in.
-    pub acked: usize,
+    /// Acknowledged events, all of which are at the stand-in.
+    pub acknowledged: usize,
     /// Events that arrived again with the same uuid.
     pub duplicates: u64,
 }
@@ -54,8 +54,8 @@ impl History {
     pub fn add(&mut self, lines: Vec<Line>) {
         for line in lines {
             let key = match line {
-                Line::Acked(key, uuid) => {
-                    if self.acked.insert(uuid, key).is_some() {
+                Line::Acknowledged(key, uuid) => {
+                    if self.acknowledged.insert(uuid, key).is_some() {
                         self.twins.push(uuid);
                     }
                     key
@@ -71,13 +71,13 @@ impl History {
         }
     }
 
-    /// The number of acked events that satisfy `condition`.
+    /// The number of acknowledged events that satisfy `condition`.
     fn count(&self, condition: impl Fn(&Uuid, &Key) -> bool) -> u64 {
-        self.acked.iter().filter(|(uuid, key)| condition(uuid, key)).count() as u64
+        self.acknowledged.iter().filter(|(uuid, key)| condition(uuid, key)).count() as u64
     }
 
     /// Whether the kill may have happened between this event's acceptance and its acknowledgement.
-    fn may_be_unacked(&self, key: &Key) -> bool {
+    fn may_be_unacknowledged(&self, key: &Key) -> bool {
         let next = self.last.get(&(key.run, key.thread)).map_or(0, |last| last.saturating_add(1));
         key.n == next
     }
@@ -105,13 +105,17 @@ pub fn findings(history: &History, events: &[Event], rules: Rules) -> Vec<String
         }
         if history.dropped.contains_key(&key) {
             refused.add(event.uuid);
-        } else if history.acked.get(&event.uuid).map_or(!history.may_be_unacked(&key), |acked| *acked != key) {
+        } else if history
+            .acknowledged
+            .get(&event.uuid)
+            .map_or(!history.may_be_unacknowledged(&key), |acknowledged| *acknowledged != key)
+        {
             foreign.add(event.uuid);
         }
     }
-    let mut lost = Findings::new("LOST: acked but did not arrive");
+    let mut lost = Findings::new("LOST: acknowledged but did not arrive");
     let may_be_missing = |key: &Key| rules.evicts || (rules.poison && is_poison(key));
-    let missing = history.acked.iter().filter(|(uuid, key)| !first.contains_key(uuid) && !may_be_missing(key));
+    let missing = history.acknowledged.iter().filter(|(uuid, key)| !first.contains_key(uuid) && !may_be_missing(key));
     missing.for_each(|(uuid, _)| lost.add(*uuid));
     let mut twins = Findings::new("the uuid of two events");
     history.twins.iter().for_each(|uuid| twins.add(*uuid));
@@ -128,7 +132,7 @@ pub fn ledger_findings(
     cut_off: u64,
 ) -> Vec<String> {
     let Ledger { accepted, delivered, queued, dead_lettered, evicted, damaged, lost_unsynced } = *ledger;
-    let acked = history.acked.len() as u64;
+    let acknowledged = history.acknowledged.len() as u64;
     let poison = if rules.poison { history.count(|_, key| is_poison(key)) } else { 0 };
     let missing = if rules.evicts { history.count(|uuid, _| !has_arrived(uuid)) } else { 0 };
     // An event whose acknowledgement was cut off may be poison or evicted as well.
@@ -149,11 +153,13 @@ pub fn ledger_findings(
             "has another number of dead letters than the stand-in refused",
         ),
         (evictions.contains(&evicted), "does not count the evicted events"),
-        (may_be_more(true, acked).contains(&accepted), "counts fewer accepted events than were acked"),
+        (may_be_more(true, acknowledged).contains(&accepted), "counts fewer accepted events than were acknowledged"),
         (!delivered_wrongly, "counts another number of delivered events than arrived"),
     ];
     let broken = rules.iter().filter(|(holds, _)| !holds);
-    broken.map(|(_, what)| format!("the ledger {what}: {ledger:?}, {acked} acked, {unique} arrived")).collect()
+    broken
+        .map(|(_, what)| format!("the ledger {what}: {ledger:?}, {acknowledged} acknowledged, {unique} arrived"))
+        .collect()
 }
 
 fn is_same(one: &Event, other: &Event) -> bool {

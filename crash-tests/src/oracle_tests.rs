@@ -1,4 +1,4 @@
-//! Tests of the oracle: it must find each kind of violation. An *acked* event is one that a victim has reported as
+//! Tests of the oracle: it must find each kind of violation. An *acknowledged* event is one that a victim has reported as
 //! accepted. A kill may prevent that report for the last event of each thread.
 
 use serde_json::json;
@@ -22,11 +22,11 @@ fn event(uuid: u128, n: u32) -> Event {
     }
 }
 
-/// Two acked events, then a dropped one.
+/// Two acknowledged events, then a dropped one.
 fn history() -> History {
-    let acked = |n: u32| Line::Acked(key(n), Uuid::from_u128(u128::from(n)));
+    let acknowledged = |n: u32| Line::Acknowledged(key(n), Uuid::from_u128(u128::from(n)));
     let mut history = History::default();
-    history.add(vec![Line::Open, acked(0), acked(1), Line::Dropped(key(2), "full".to_owned())]);
+    history.add(vec![Line::Open, acknowledged(0), acknowledged(1), Line::Dropped(key(2), "full".to_owned())]);
     history
 }
 
@@ -37,20 +37,20 @@ fn only_finding(events: &[Event]) -> String {
 }
 
 #[test]
-fn duplicates_and_the_last_unacked_event_may_arrive() {
+fn duplicates_and_the_last_unacknowledged_event_may_arrive() {
     let sent_again = Event { sent_at: "later".to_owned(), request: 4, ..event(1, 1) };
     assert!(findings(&history(), &[event(1, 1), event(0, 0), sent_again, event(3, 3)], Rules::default()).is_empty());
 }
 
 #[test]
-fn an_acked_event_that_did_not_arrive_is_lost() {
+fn an_acknowledged_event_that_did_not_arrive_is_lost() {
     assert!(only_finding(&[event(0, 0)]).contains("LOST"));
 }
 
 #[test]
 fn an_event_that_was_never_captured_is_found() {
     assert!(only_finding(&[event(0, 0), event(1, 1), event(4, 4)]).contains("never captured"));
-    // Another event was acked with this uuid.
+    // Another event was acknowledged with this uuid.
     let swapped = findings(&history(), &[event(0, 1), event(1, 0)], Rules::default());
     assert!(swapped.len() == 1 && swapped.concat().starts_with("2 times: arrived but was never"), "{swapped:?}");
 }
@@ -77,14 +77,14 @@ fn an_event_that_changed_between_two_attempts_is_found() {
 #[test]
 fn a_uuid_given_twice_is_found() {
     let mut history = history();
-    history.add(vec![Line::Acked(Key { run: 2, ..key(0) }, Uuid::from_u128(1))]);
+    history.add(vec![Line::Acknowledged(Key { run: 2, ..key(0) }, Uuid::from_u128(1))]);
     assert!(findings(&history, &[event(0, 0)], Rules::default()).concat().contains("two events"));
 }
 
-/// The findings for 20 acked events of two threads. The stand-in has received the events in `arrived`.
+/// The findings for 20 acknowledged events of two threads. The stand-in has received the events in `arrived`.
 fn judged(ledger: &Ledger, rules: Rules, arrived: std::ops::Range<u128>) -> Vec<String> {
     let mut history = History::default();
-    history.add((0..20).map(|n| Line::Acked(key(n), Uuid::from_u128(u128::from(n)))).collect());
+    history.add((0..20).map(|n| Line::Acknowledged(key(n), Uuid::from_u128(u128::from(n)))).collect());
     let unique = arrived.clone().count() as u64;
     ledger_findings(ledger, &history, rules, (&|uuid| arrived.contains(&uuid.as_u128()), unique), 2)
 }
@@ -104,10 +104,16 @@ fn a_ledger_must_balance_be_drained_and_match_what_arrived() {
     ] {
         assert!(!judged(&bad, none, 0..20).is_empty(), "{bad:?}");
     }
-    assert!(judged(&Ledger { accepted: 22, delivered: 22, ..good }, none, 0..22).is_empty(), "two are unacked");
-    assert!(!judged(&Ledger { accepted: 23, delivered: 23, ..good }, none, 0..23).is_empty(), "three are unacked");
+    assert!(judged(&Ledger { accepted: 22, delivered: 22, ..good }, none, 0..22).is_empty(), "two are unacknowledged");
+    assert!(
+        !judged(&Ledger { accepted: 23, delivered: 23, ..good }, none, 0..23).is_empty(),
+        "three are unacknowledged"
+    );
     assert!(!judged(&good, none, 0..21).is_empty(), "fewer delivered than arrived");
-    assert!(!judged(&Ledger { accepted: 19, delivered: 19, ..good }, none, 0..19).is_empty(), "fewer than acked");
+    assert!(
+        !judged(&Ledger { accepted: 19, delivered: 19, ..good }, none, 0..19).is_empty(),
+        "fewer than acknowledged"
+    );
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub enum Line {
     /// The client has opened its queue.
     Open,
     /// `capture` has returned `Accepted`.
-    Acked(Key, Uuid),
+    Acknowledged(Key, Uuid),
     /// `capture` has returned `Dropped` with this reason.
     Dropped(Key, String),
     /// The counters, at the end of a run that ended on its own.
@@ -47,11 +47,11 @@ impl Line {
         match word {
             "open" => Some(Self::Open),
             "ledger" => Ledger::parse(rest).map(Self::Ledger),
-            "acked" | "dropped" => {
+            "acknowledged" | "dropped" => {
                 let [run, thread, n, last] = rest.splitn(4, ' ').collect::<Vec<_>>()[..] else { return None };
                 let key = Key { run: run.parse().ok()?, thread: thread.parse().ok()?, n: n.parse().ok()? };
                 match word {
-                    "acked" => Some(Self::Acked(key, last.parse().ok()?)),
+                    "acknowledged" => Some(Self::Acknowledged(key, last.parse().ok()?)),
                     _ => Some(Self::Dropped(key, last.to_owned())),
                 }
             }
@@ -64,7 +64,7 @@ impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Open => f.write_str("open"),
-            Self::Acked(Key { run, thread, n }, uuid) => write!(f, "acked {run} {thread} {n} {uuid}"),
+            Self::Acknowledged(Key { run, thread, n }, uuid) => write!(f, "acknowledged {run} {thread} {n} {uuid}"),
             Self::Dropped(Key { run, thread, n }, reason) => write!(f, "dropped {run} {thread} {n} {reason}"),
             Self::Ledger(ledger) => write!(f, "ledger {ledger}"),
         }
@@ -74,7 +74,7 @@ impl fmt::Display for Line {
 /// A victim's arguments, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Orders {
-    /// The address of the stand-in.
+    /// The address of the stand-in for PostHog.
     pub host: String,
     /// The queue directory.
     pub queue: String,
@@ -115,18 +115,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_line_reads_back_as_what_was_said() {
+    fn every_line_is_parsed_as_it_was_written() {
         let key = Key { run: 1, thread: 2, n: 3 };
         let ledger = Ledger { accepted: 7, delivered: 6, queued: 1, ..Ledger::default() };
         for line in [
             Line::Open,
-            Line::Acked(key, Uuid::from_u128(9)),
+            Line::Acknowledged(key, Uuid::from_u128(9)),
             Line::Dropped(key, "JournalFull for now".to_owned()),
             Line::Ledger(ledger),
         ] {
             assert_eq!(Line::parse(&line.to_string()), Some(line));
         }
-        assert_eq!(Line::parse("acked 1 2"), None);
+        assert_eq!(Line::parse("acknowledged 1 2"), None);
     }
 
     #[test]

@@ -87,7 +87,7 @@ struct VictimOutput {
 #[derive(Debug, Default)]
 struct OutputState {
     lines: Vec<Line>,
-    acked: usize,
+    acknowledged: usize,
     ended: bool,
 }
 
@@ -111,15 +111,15 @@ impl RunningVictim {
         Ok(Self { stdin: child.stdin.take(), child, output, listener })
     }
 
-    /// Waits until it has acked `count` events.
-    pub fn wait_for_acks(&self, count: usize, timeout: Duration) -> Result<(), Failure> {
-        self.output.wait_for(|state| state.acked >= count, timeout, "ack enough events")
+    /// Waits until it has acknowledged `count` events.
+    pub fn wait_for_acknowledged(&self, count: usize, timeout: Duration) -> Result<(), Failure> {
+        self.output.wait_for(|state| state.acknowledged >= count, timeout, "acknowledge enough events")
     }
 
-    /// The events it has acked so far.
-    pub fn acked(&self) -> Vec<Uuid> {
-        let acked = |line: &Line| if let Line::Acked(_, uuid) = line { Some(*uuid) } else { None };
-        self.output.state().lines.iter().filter_map(acked).collect()
+    /// The events it has acknowledged so far.
+    pub fn acknowledged(&self) -> Vec<Uuid> {
+        let acknowledged = |line: &Line| if let Line::Acknowledged(_, uuid) = line { Some(*uuid) } else { None };
+        self.output.state().lines.iter().filter_map(acknowledged).collect()
     }
 
     /// Kills it.
@@ -183,7 +183,7 @@ impl VictimOutput {
             // Other lines are debugging output.
             let Some(line) = Line::parse(&line) else { continue };
             let mut state = self.state();
-            state.acked += usize::from(matches!(line, Line::Acked(..)));
+            state.acknowledged += usize::from(matches!(line, Line::Acknowledged(..)));
             state.lines.push(line);
             self.changed.notify_all();
         }
@@ -199,10 +199,11 @@ impl VictimOutput {
         if reached(&state) {
             return Ok(());
         }
-        let (why, acked) = (if state.ended { "it ended first" } else { "it did not in time" }, state.acked);
+        let (why, acknowledged) =
+            (if state.ended { "it ended first" } else { "it did not in time" }, state.acknowledged);
         let after = started.elapsed();
         Err(Failure::Victim(format!(
-            "a victim should {what}, but {why}; after {after:.1?} it had acked {acked} events"
+            "a victim should {what}, but {why}; after {after:.1?} it had acknowledged {acknowledged} events"
         )))
     }
 }

@@ -54,7 +54,7 @@ fn kills_at_random_moments_lose_nothing() {
     let seed = seed();
     let result = hold(&format!("seed {seed}"), storms::random_kills(victim(), RANDOM_KILLS, seed, Rules::default()));
     assert_eq!(result.summary.kills, RANDOM_KILLS);
-    assert!(result.summary.acked > 0, "nothing was acked, so nothing was shown");
+    assert!(result.summary.acknowledged > 0, "nothing was acknowledged, so nothing was shown");
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn kills_during_recovery_lose_nothing() {
 fn kills_at_random_moments_lose_no_ai_event_either() {
     let seed = seed();
     let result = hold(&format!("seed {seed}"), storms::kill_with_ai_events(victim(), 15, seed));
-    assert!(result.summary.acked > 0, "nothing was acked, so nothing was shown");
+    assert!(result.summary.acknowledged > 0, "nothing was acknowledged, so nothing was shown");
 }
 
 #[test]

@@ -10,7 +10,7 @@
 //! * `ai.rs`: the second pipeline, for AI events. Calls about the whole client (flush, shutdown, statistics, dead
 //!   letters) go to both pipelines and combine the results.
 //! * `flags/`: feature flags.
-//! * `rules.rs`: what can be changed on a living client: opt-out, super properties, hooks.
+//! * `rules.rs`: what can be changed at run time: opt-out, super properties, hooks.
 //! * `receipt.rs`, `dead_letters.rs`, `previous_run.rs`: what callers get back.
 //! * `child.rs`: forked children. The inherited client is never used; the first capture opens a pipeline of the child's
 //!   own.

@@ -1,4 +1,4 @@
-//! Rules that can be changed on a living client: opt-out, super properties, `before_send` hooks.
+//! Rules of a client that can be changed at run time: opt-out, super properties, `before_send` hooks.
 //!
 //! A capture reads one atomic word that says which rules are in use. Only for hooks and super properties does it take a
 //! lock, for as long as it takes to clone an `Arc`. No lock is held while a hook runs, or while replaced hooks are
@@ -25,7 +25,7 @@ const OPTED_OUT: u8 = 1;
 const HAS_HOOKS: u8 = 2;
 const HAS_SUPER_PROPERTIES: u8 = 4;
 
-/// The rules of a client; see the module's first lines.
+/// The rules of a client; see the module documentation.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
     in_use: AtomicU8,
@@ -47,7 +47,7 @@ impl Rules {
         rules
     }
 
-    /// For a forked child; `None` if another thread of the parent was changing them when it forked.
+    /// A copy for a forked child; `None` if another thread of the parent was changing the rules when it forked.
     pub(super) fn for_child(&self) -> Option<Self> {
         let changeable = lock_within(&self.changeable, CHILD_WAIT)?.clone();
         Some(Self { in_use: AtomicU8::new(self.in_use.load(Ordering::Relaxed)), changeable: Mutex::new(changeable) })
@@ -173,9 +173,9 @@ impl Client {
         drop(self.current().shared.rules.set_before_send(hooks));
     }
 
-    /// The headers that tell another service which request a request to `url` is part of (`X-POSTHOG-DISTINCT-ID`,
-    /// `X-POSTHOG-SESSION-ID`), taken from the current [`Context`]. None, unless the host is one of
-    /// [`Config::tracing_hosts`](crate::Config::tracing_hosts) or a subdomain of one.
+    /// The headers to add to a request to `url`, which pass the distinct id and the session id of the current
+    /// [`Context`] to that service (`X-POSTHOG-DISTINCT-ID`, `X-POSTHOG-SESSION-ID`). Empty without a context, and
+    /// unless the host is one of [`Config::tracing_hosts`](crate::Config::tracing_hosts) or a subdomain of one.
     ///
     /// ```
     /// use posthog::{Client, Config, Context};
@@ -197,13 +197,14 @@ impl Client {
     pub(super) fn set_opted_out(&self, opted_out: bool) {
         let client = self.current();
         client.shared.rules.opt_out(opted_out);
-        // Either this sees an AI pipeline that is being opened, or its opening sees the change.
+        // If another thread opens the AI pipeline meanwhile, either this thread sees the pipeline below, or the other
+        // thread sees the change.
         fence(Ordering::SeqCst);
         client.lanes().unwrap_or_default().iter().for_each(|lane| client.shared.rules.apply_to(lane));
     }
 
-    /// In a forked child the client that replaces this one, if it is open. Until then, changes are made here and copied
-    /// by its opening.
+    /// The client that a change applies to: in a forked child the client that replaces this one, once it is open,
+    /// otherwise this one. The child's client copies the rules of this one when it opens.
     fn current(&self) -> Client {
         let is_forked = self.shared.pipeline.as_ref().is_some_and(|pipeline| pipeline.is_forked());
         let child = if is_forked { self.shared.child() } else { None };

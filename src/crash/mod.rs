@@ -32,7 +32,7 @@
 //! * Reading a file must never become what kills each new process: each reading is counted in the file's name *before*
 //!   it begins, and a crash of the reader itself is not reported.
 //! * When a process reads a crash that it has survived, it first notes the survival in the file: a later reader finds
-//!   the process gone.
+//!   the process gone, and could not tell.
 //! * The number of unread files is bounded, for a process that dies at every start.
 //!
 //! Operations: [`install_hook`], [`arm`], [`rotate`], [`refresh_images`], [`unread_reports`], [`CrashReport`],
@@ -129,8 +129,8 @@ struct Armed {
 }
 
 static ARMED: Mutex<Option<Armed>> = Mutex::new(None);
-/// Whether the program asked for crash reports. The process-wide client then calls [`arm`], whichever of the two comes
-/// first.
+/// Whether the program asked for crash reports. If so, the process-wide client calls [`arm`], no matter whether it was
+/// created before or after that.
 static IS_REQUESTED: AtomicBool = AtomicBool::new(false);
 
 /// Puts the panic hook first in the chain. It writes records while a report file is open, that is after [`arm`].
@@ -170,7 +170,7 @@ pub(crate) fn arm(disk: &Disk, dir: &Path, process: ProcessInfo) -> io::Result<(
     {
         return Ok(());
     }
-    // Then the open file is still written to by the process that forked this one.
+    // If the pid differs, this is a forked child, and its parent still writes to the open file.
     let is_inherited = armed.as_ref().is_some_and(|armed| armed.pid != std::process::id());
     let fresh = armed.insert(Armed {
         disk: disk.clone(),
@@ -197,8 +197,8 @@ struct AtExit;
 
 impl exit::ExitObserver for AtExit {
     fn on_exit(&self, status: Option<i32>) {
-        // A handler that was installed before ours may call `exit`; then the signal ended the process, and the exit is
-        // only how.
+        // A handler that was installed before ours may call `exit`. Then the cause of the end is the signal, not the
+        // exit.
         if !report_file::has_anything_to_report() || signal::is_in_progress() {
             return;
         }

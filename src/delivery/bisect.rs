@@ -1,8 +1,8 @@
 //! Bisection: the search for the events that are the cause when a batch is refused, or fails while others pass.
 //!
 //! Such a batch is cut in two, and each half is sent like any other batch, until a single event is refused. The size of
-//! the pieces adapts: half of what was refused, twice what was accepted. So pieces become as small as bad events are
-//! dense, about every second piece is accepted, and a bad event costs a few requests, however many there are.
+//! the pieces adapts: half of what was refused, twice what was accepted. So the denser the bad events, the smaller the
+//! pieces. About every second piece is accepted, and a bad event costs a few requests, however many there are.
 //!
 //! Pieces are taken from both ends in turns, and a fresh batch goes between two pieces as long as not too much is being
 //! bisected: a bad batch never blocks the others, and is never starved by them. A bisection without any acceptance is
@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 use super::batch::{Batch, BatchLimits};
 use super::loaded::Loaded;
 
-/// A bisection is given up after this many refusals in a row: three times the cuts from 1000 events to one, and some.
+/// A bisection is given up after this many refusals in a row: three times the 10 cuts from 1000 events to one, and two.
 const MANY_REFUSALS: u32 = 32;
 /// After this many failures in a row there is one request at a time, of one event.
 const LOSING: u32 = 4;
-/// Failures this far apart without a bisection between them are those of quarantined events, and do not count as a row.
+/// Failures this far apart without a bisection between them are of quarantined events, and are not counted as in a row.
 const FAR_APART: Duration = Duration::from_secs(5);
 /// A batch that failed slowly is cut into this many pieces.
 const MANY_PARTS: usize = 8;
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn no_fresh_batch_joins_a_search_of_many_events() {
+    fn no_fresh_batch_is_sent_while_many_bytes_are_bisected() {
         let mut bisection = Bisection::default();
         bisection.push([MANY_BYTES / 2, MANY_BYTES / 2].map(|bytes| Batch { bytes, events: 1, ..Batch::default() }));
         assert!((0..4).all(|_| bisection.is_turn_of_a_piece()));
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_has_half_of_a_refused_and_twice_an_accepted_request() {
+    fn a_piece_is_half_a_refused_or_twice_an_accepted_request() {
         let (mut bisection, mut loaded) = (Bisection::default(), Loaded::default());
         bisection.push(pieces(&mut loaded, &[300, 300]));
         let mut size_after = |change: &dyn Fn(&mut Bisection)| {
@@ -221,7 +221,7 @@ mod tests {
         };
         let accepted = |events| move |bisection: &mut Bisection| bisection.accepted(events);
         assert_eq!(size_after(&refused(64)), 32);
-        assert_eq!(size_after(&refused(64)), 32, "two under way together say the same");
+        assert_eq!(size_after(&refused(64)), 32, "two requests of one size that fail halve it once");
         assert_eq!(size_after(&accepted(8)), 32);
         assert_eq!(size_after(&accepted(32)), 64);
         assert_eq!(size_after(&refused(1)), 1);

@@ -25,7 +25,7 @@ pub(crate) struct DeliveryHandle {
 }
 
 impl DeliveryHandle {
-    /// There are new chunks.
+    /// Tells the engine that there are new chunks.
     pub(crate) fn committed(&self) {
         self.post(|inbox| inbox.committed = true);
     }
@@ -67,7 +67,7 @@ impl DeliveryHandle {
         self.post(|_| ());
     }
 
-    /// The thread of the engine's runtime goes to sleep, or was woken.
+    /// Notes whether the thread of the engine's runtime sleeps.
     #[cfg(feature = "testing")]
     pub(crate) fn parked(&self, parked: bool) {
         self.inbox().parked = parked;
@@ -165,7 +165,7 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    /// The engine has received all messages.
+    /// Notes that the engine has received all messages.
     #[cfg(feature = "testing")]
     pub(super) fn note_received(&mut self) {
         self.received = self.posted;
@@ -206,13 +206,13 @@ pub(crate) struct DeliveryState {
     pub(crate) phase: Phase,
     /// Failed attempts since the last success.
     pub(crate) consecutive_failures: u32,
-    /// Failed attempts of this process, including those.
+    /// Failed attempts of this process, including `consecutive_failures`.
     pub(crate) failed_attempts: u64,
     /// Number of quarantined events that are skipped.
     pub(crate) quarantined: u64,
     /// The last failure or refusal.
     pub(crate) last_error: Option<String>,
-    /// The time since which the endpoint has failed, if it does.
+    /// When the endpoint began to fail; `None` while it works.
     pub(crate) failing_since: Option<Instant>,
     /// When the endpoint last accepted something.
     pub(crate) last_success: Option<WallNanos>,

@@ -201,7 +201,7 @@ impl Engine {
     }
 
     /// Counts a failed attempt in the pace and in a stop, and reports it. Returns `false` if the attempt changes
-    /// nothing: several requests of one round failed, and the first of them was counted and reported.
+    /// nothing: several requests of one generation failed, and the first of them was counted and reported.
     fn slow_down(&mut self, batch: &Batch, failure: &Failure, now: Instant) -> bool {
         let (before, ticket) = (self.pace.health(), batch.ticket);
         let is_counted = match failure.pause() {

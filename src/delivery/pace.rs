@@ -2,8 +2,9 @@
 //! own.
 //!
 //! Several requests may be in flight when the endpoint breaks, and all of them fail: that is one failed attempt, not
-//! several. So each request has a [`Ticket`] with the number of the *round* it was sent in. The first failure ends the
-//! round, and responses to requests of an ended round change nothing (but a `Retry-After` is always honoured).
+//! several. So each request has a [`Ticket`] with the number of the *generation* it was sent in. The first failure ends
+//! the generation, and responses to requests of an ended generation change nothing (but a `Retry-After` is always
+//! honoured).
 
 use std::time::{Duration, Instant};
 
@@ -52,7 +53,7 @@ impl Default for PaceOptions {
 /// The circumstances in which a request was sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ticket {
-    round: u64,
+    generation: u64,
     /// Sent ahead of its time for a flush or a stop. Its failure is not an attempt of the cycle.
     forced: bool,
     /// Sent after a stop began.
@@ -95,7 +96,7 @@ pub(super) struct Pace {
     health: Health,
     /// The `Retry-After` deadline. Nothing is sent before it, not even for a flush.
     retry_after_until: Option<Instant>,
-    round: u64,
+    generation: u64,
     /// How many requests may be in flight. Doubles with each acceptance.
     window: usize,
     failures_of_cycle: u32,
@@ -112,7 +113,7 @@ impl Pace {
             options,
             health: Health::Up,
             retry_after_until: None,
-            round: 0,
+            generation: 0,
             window: 1,
             failures_of_cycle: 0,
             waits: 0,
@@ -142,7 +143,10 @@ impl Pace {
         if let Some(retry_after_until) = self.retry_after_deadline(now) {
             return Permit::Wait(retry_after_until);
         }
-        let send = |small, forced| Permit::Send { ticket: Ticket { round: self.round, forced, of_stop: false }, small };
+        let send = |small, forced| Permit::Send {
+            ticket: Ticket { generation: self.generation, forced, of_stop: false },
+            small,
+        };
         let until = match self.health {
             Health::Up if in_flight < self.slots() => return send(false, false),
             Health::Up => return Permit::Full,
@@ -164,7 +168,7 @@ impl Pace {
 
     /// The endpoint accepted a request. Returns whether that ended an outage.
     pub(super) fn accepted(&mut self, ticket: Ticket) -> bool {
-        if ticket.round != self.round {
+        if ticket.generation != self.generation {
             return false;
         }
         self.responded(ticket);
@@ -176,7 +180,7 @@ impl Pace {
     /// The endpoint responded, but did not accept the request: no reason to wait, and no proof that an outage is over.
     /// A `Retry-After` deadline stays: the request may have been in flight when the server asked for it.
     pub(super) fn responded(&mut self, ticket: Ticket) {
-        if ticket.round == self.round {
+        if ticket.generation == self.generation {
             self.health = Health::Up;
             self.failures_of_cycle = 0;
         }
@@ -239,7 +243,7 @@ impl Pace {
 
     /// Every request is refused: an outage that looks like refusals.
     pub(super) fn refuses_everything(&mut self, now: Instant, rng: &mut impl Rng) {
-        self.round += 1;
+        self.generation += 1;
         self.window = 1;
         self.consecutive_failures = self.consecutive_failures.saturating_add(1);
         self.last_failure = Some(now);
@@ -248,7 +252,7 @@ impl Pace {
 
     /// The ticket of a probe ahead of its time, which shows whether the events or the endpoint are at fault.
     pub(super) fn ahead_of_time(&self) -> Ticket {
-        Ticket { round: self.round, forced: true, of_stop: false }
+        Ticket { generation: self.generation, forced: true, of_stop: false }
     }
 
     /// The state of the endpoint, as far as it is known.
@@ -286,12 +290,12 @@ impl Pace {
         self.consecutive_failures
     }
 
-    /// Ends the round of `ticket`. Returns `false` if it has ended already: then the failure changes nothing more.
+    /// Ends the generation of `ticket`. Returns `false` if it has ended already: then the failure changes nothing more.
     fn ends_round(&mut self, now: Instant, ticket: Ticket) -> bool {
-        if ticket.round != self.round {
+        if ticket.generation != self.generation {
             return false;
         }
-        self.round += 1;
+        self.generation += 1;
         self.window = 1;
         self.last_failure = Some(now);
         self.consecutive_failures = self.consecutive_failures.saturating_add(1);

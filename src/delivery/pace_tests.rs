@@ -102,7 +102,7 @@ fn a_retry_after_is_not_broken_by_a_flush_and_ends_with_success() {
 fn a_retry_after_outlasts_a_response_that_was_under_way() {
     let mut world = World::new(0);
     let (ticket, ..) = world.next();
-    // One event is answered with a Retry-After while others pass: its failure ends no round.
+    // One event is answered with a Retry-After while others pass: its failure ends no generation.
     world.pace.asked_to_wait(world.now, Some(Duration::from_secs(30)), &mut world.rng);
     world.pace.responded(ticket);
     world.pace.accepted(ticket);
@@ -131,7 +131,7 @@ fn requests_that_fail_together_are_one_failure() {
     }
     assert_eq!(world.pace.consecutive_failures(), 1);
     assert!(matches!(world.pace.health(), Health::Backoff { .. }));
-    assert!(!world.pace.accepted(tickets[0]), "an answer of the ended round does not end the outage");
+    assert!(!world.pace.accepted(tickets[0]), "an answer of the ended generation does not end the outage");
     assert!(world.pace.waits_until(world.now).is_some());
 }
 

@@ -83,7 +83,8 @@ impl Engine {
         })
     }
 
-    /// Encodes the batch. Records that cannot be read are dead-lettered. `None` if no event is left.
+    /// Encodes the batch. Records that cannot be read are dead-lettered. `None` if no event is left, or if an
+    /// allocation failed: then the chunks are quarantined.
     fn encode(&mut self, batch: &mut Batch, exchange: &Exchange, wall: WallNanos, now: Instant) -> Option<Body> {
         let records = || batch.records(&self.intake.loaded);
         let bodies = records().map(|(.., body)| body);
@@ -179,21 +180,21 @@ mod tests {
         assert_eq!(timeouts.limit(now, 0), None);
         assert!(timeouts.failed(now, TIMEOUT));
         assert_eq!(timeouts.limit(now, 0), Some(TIMEOUT / 16));
-        assert!(timeouts.failed(now + TIMEOUT, TIMEOUT / 16), "what was given up lasts on");
+        assert!(timeouts.failed(now + TIMEOUT, TIMEOUT / 16), "a request given up early counts as slow");
         let end = now + TIMEOUT * 5;
         assert!(timeouts.limit(end - SLOW, 0).is_some());
         assert_eq!(timeouts.limit(end, 0), None);
-        assert!(timeouts.limit(end, 1).is_some(), "what is quarantined never has a whole slot to itself");
+        assert!(timeouts.limit(end, 1).is_some(), "a quarantined event still has one");
     }
 
     #[test]
-    fn nothing_is_given_up_that_is_not_much_slower_than_what_passes() {
+    fn only_requests_much_slower_than_accepted_ones_are_given_up() {
         let (mut timeouts, now) = (RequestTimeouts::default(), Instant::now());
         timeouts.failed(now, TIMEOUT);
         timeouts.accepted(Duration::from_secs(3));
         assert_eq!(timeouts.limit(now, 0), Some(Duration::from_secs(24)));
         timeouts.accepted(Duration::from_secs(4));
-        assert_eq!(timeouts.limit(now, 0), None, "no sooner than its timeout");
+        assert_eq!(timeouts.limit(now, 0), None, "it would be longer than the slow failure");
         (0..100).for_each(|_| timeouts.accepted(Duration::from_millis(10)));
         assert_eq!(timeouts.limit(now, 0), Some(TIMEOUT / 16));
     }
@@ -203,6 +204,6 @@ mod tests {
         let (mut timeouts, now) = (RequestTimeouts::default(), Instant::now());
         timeouts.failed(now, TIMEOUT);
         assert_eq!(timeouts.limit(now, 2), Some(TIMEOUT / 4));
-        assert_eq!(timeouts.limit(now, 4), None, "all of it");
+        assert_eq!(timeouts.limit(now, 4), None, "the whole timeout");
     }
 }

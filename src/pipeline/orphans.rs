@@ -1,15 +1,15 @@
 //! Orphans: shards that other processes left behind are delivered in place, one at a time, and never copied.
 //!
-//! The committer looks for orphans and claims them, which is quick. To open one may mean to check or rebuild a large
-//! file, and to free the disk space of one may mean to compact it. Either is done on a thread that lives for this one
-//! step (`posthog-orphan`), because callers wait for the committer's syncs. The result waits in a mailbox until the
-//! committer takes it.
+//! The committer looks for orphans and claims them, which is quick. Opening an orphan may involve checking or
+//! rebuilding a large file, and freeing its disk space may involve compacting that file. Each of these steps runs on
+//! a thread of its own (`posthog-orphan`), because callers wait for the committer's syncs. The result waits in a
+//! mailbox until the committer takes it.
 //!
 //! The same threads open the shard that a process takes for itself at the start. If that takes longer than a few
 //! seconds, another shard is taken, and the first is delivered as an orphan once it is open.
 //!
-//! A process that exits properly while it opens a shard has not died of the opening, and takes back the mark on the
-//! status page that would say so.
+//! While a shard is being opened, a mark on its status page says so, by which a later process recognizes that the
+//! opening killed its predecessor. A process that exits properly meanwhile removes the mark.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -35,7 +35,7 @@ use crate::sys::disk::Disk;
 
 /// The index of the pipeline's own project. Crash reports of other projects are not reported.
 pub(super) const OWN_PROJECT: usize = 0;
-/// In place of a shard's number: the directory of all shards.
+/// Stands for the directory of all shards where a shard's number is expected.
 const ALL_SHARDS: u32 = u32::MAX;
 /// How long a shard is skipped after it could not be opened, read or written.
 const AVOID_FOR: Duration = Duration::from_secs(300);
@@ -110,7 +110,7 @@ impl Pipeline {
 
     /// Releases the orphan as it is: what is left in it is left for another process.
     pub(super) fn abandon_adopted(&self) {
-        // Delivery looks for the adopted shard under the row lock, so that lock is not taken under this one.
+        // Delivery locks `leases` before `adopted`, so `leases` must not be locked while `adopted` is.
         let current = lock(&self.adopted).take();
         if let Some(current) = current {
             self.avoid(current.place);
@@ -308,7 +308,7 @@ impl Orphans {
     }
 
     /// Opens a shard that the process wants for itself. `None` if that takes longer than `most`: the opening continues,
-    /// and the shard is an orphan from then on. The outer error says that there is no thread.
+    /// and the shard is an orphan from then on. The outer error: no thread could be started.
     pub(super) fn open_in_time(
         self: &Arc<Self>,
         disk: &Disk,
@@ -341,7 +341,8 @@ impl Orphans {
         }
     }
 
-    /// Whether a step of the search is being carried out. If so, another search follows it.
+    /// Whether no step can begin: one is being carried out, and another search is requested to follow it; or adoption
+    /// has ended.
     pub(super) fn is_busy(&self) -> bool {
         let mut state = lock(&self.state);
         state.again |= state.is_busy;
@@ -381,7 +382,7 @@ impl Orphans {
         lock(&self.state).is_busy
     }
 
-    /// Whether no step is being carried out and the mailbox is empty.
+    /// Whether adoption has ended, or no step is being carried out and the mailbox is empty.
     #[cfg(any(test, feature = "testing"))]
     pub(super) fn is_idle(&self) -> bool {
         let state = lock(&self.state);
@@ -440,7 +441,7 @@ fn release(done: Done) {
 
 fn panicked(place: &Place) -> QueueError {
     let path = format!("shard-{}", place.number.unwrap_or(0)).into();
-    QueueError::Io { path, source: io::Error::other("opening it panicked, please report this") }
+    QueueError::Io { path, source: io::Error::other("opening or compacting it panicked, please report this") }
 }
 
 impl ExitObserver for OpeningMark {

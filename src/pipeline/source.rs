@@ -49,7 +49,7 @@ impl Source for Pipeline {
         if self.is_reopening.load(Ordering::Acquire) {
             return Err(SourceError::Busy);
         }
-        // Looked at first: what the committer moves to the store after this look is announced by a wake-up.
+        // Read before the rows: if the committer clears this later, it wakes delivery again.
         let is_catching_up = self.is_catching_up.load(Ordering::Acquire);
         let Some(rows) = self.leases.try_lock() else { return Err(SourceError::Busy) };
         // A failed read latches the store; the committer opens it again.
@@ -57,7 +57,7 @@ impl Source for Pipeline {
         if !own.is_empty() {
             return Ok(own);
         }
-        // Under the row lock: what is let go meanwhile is not leased after that.
+        // Read under the row lock: a shard that the committer releases later is not leased from after that.
         let adopted = self.adopted_shard();
         let leases = match &adopted {
             Some((origin, shard)) => {
@@ -106,7 +106,8 @@ impl Source for Pipeline {
     }
 
     fn newest(&self) -> Option<ChunkRef> {
-        // Not what other processes left behind: that may take long, and is not what the caller of a flush has captured.
+        // Rows of adopted shards do not count: their delivery may take long, and the caller of a flush has not captured
+        // them.
         let ledger = self.shard.ledger();
         // No row begins above the newest record, and an upper bound is enough.
         let key = ChunkKey::new(ledger.accepted);
@@ -127,7 +128,7 @@ impl Source for Pipeline {
         if phase != Phase::Idle {
             self.leases.note_attempt();
         }
-        // Other changes of pace do not concern the next process: a commit for each would cost more than the request.
+        // Only the time of the next attempt concerns the next process: to commit each change would cost too much.
         if self.leases.note_next_attempt(next_attempt) {
             self.mailbox.wake();
         }

@@ -1,5 +1,5 @@
-//! Definitions of flags with a manual clock: polled, kept over a restart, stored in a provider, and stopped with the
-//! client.
+//! The loader of flag definitions on a manual clock: polls, definitions kept over a restart, a provider, and its
+//! shutdown with the client.
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -70,7 +70,7 @@ fn fdl_03_definitions_are_loaded_at_start_and_polled() {
 }
 
 #[test]
-fn without_a_key_and_a_provider_nothing_is_ever_polled() {
+fn with_neither_key_nor_provider_nothing_is_polled() {
     let harness = harness(|config| config);
     harness.advance(100 * MINUTE);
     assert!(harness.server().requests().is_empty());
@@ -126,7 +126,7 @@ fn a_process_started_in_an_outage_uses_kept_definitions() {
 }
 
 #[test]
-fn fdl_04_a_revoked_key_is_not_used_by_the_next_process_either() {
+fn fdl_04_definitions_of_a_revoked_key_are_not_restored() {
     let first = harness(with_key);
     assert!(keys(&first).is_some());
     let refused = json!({"type": "authentication_error", "code": "invalid_api_key", "detail": "no"});
@@ -139,7 +139,7 @@ fn fdl_04_a_revoked_key_is_not_used_by_the_next_process_either() {
     assert_eq!(keys(&next), None);
 }
 
-/// The contents of a queue's files.
+/// Whether any file below `dir` contains `needle`.
 fn contains(dir: &std::path::Path, needle: &[u8]) -> bool {
     std::fs::read_dir(dir).unwrap().any(|entry| {
         let path = entry.unwrap().path();
@@ -152,7 +152,7 @@ fn contains(dir: &std::path::Path, needle: &[u8]) -> bool {
 }
 
 #[test]
-fn the_secret_key_is_on_no_disk() {
+fn the_secret_key_is_never_written_to_disk() {
     let mut place = None;
     let dir = tempfile::tempdir().unwrap();
     let harness = harness(|config| {
@@ -162,7 +162,7 @@ fn the_secret_key_is_on_no_disk() {
     reload(&harness).unwrap();
     harness.settle();
     let place = place.unwrap();
-    assert!(contains(&place, b"flag_definitions"), "they are kept");
+    assert!(contains(&place, b"flag_definitions"), "the definitions are kept");
     assert!(!contains(&place, SECRET.as_bytes()));
 }
 

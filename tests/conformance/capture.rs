@@ -65,7 +65,7 @@ fn cap_02_queued_events_are_kept_during_an_opt_out() {
     assert_eq!((scenario.sent().len(), scenario.client.stats().queued_events), (0, 1));
     scenario.client.opt_in();
     eventually("it is sent", || scenario.names() == ["before"]);
-    // The same from the start, after a restart.
+    // The same for a client that is opted out from its start.
     scenario.client.opt_out();
     scenario.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
     let again = Client::new(scenario.fixture.config().opted_out(true)).unwrap();
@@ -75,7 +75,7 @@ fn cap_02_queued_events_are_kept_during_an_opt_out() {
 }
 
 #[test]
-fn cap_02_only_the_request_in_flight_survives_an_opt_out() {
+fn cap_02_an_opt_out_lets_only_the_request_in_flight_finish() {
     let scenario = Scenario::with(|config| config.max_batch_events(1).flush_at(1000).flush_interval(HOUR));
     scenario.fixture.sink.script([Answer::ok().delay(Duration::from_millis(300))]);
     let uuids: Vec<_> = (0..25).map(|_| take(&scenario.client, "tick")).collect();
@@ -167,7 +167,7 @@ fn cap_07_the_receipt_has_the_uuid_unless_dropped() {
 }
 
 #[test]
-fn cap_08_an_event_has_every_option() {
+fn cap_08_every_option_of_an_event_is_sent() {
     let scenario = Scenario::new();
     let uuid = Uuid::from_u128(0x0198_c0de_0000_7000_8000_0000_0000_0abc);
     let described = event("upgraded")
@@ -245,7 +245,7 @@ fn cap_11_the_librarys_own_properties_are_added_if_absent() {
 }
 
 #[test]
-fn cap_12_hints_for_the_server_are_sent_under_its_names() {
+fn cap_12_hints_are_sent_under_the_servers_names() {
     let scenario = Scenario::with(|config| config.disable_geoip(true));
     accepted(&scenario.client.capture(event("tick").group("company", "acme").personless()));
     let properties = &scenario.sent_one()["properties"];
@@ -254,7 +254,7 @@ fn cap_12_hints_for_the_server_are_sent_under_its_names() {
 }
 
 #[test]
-fn cap_12_flags_are_sent_under_its_names() {
+fn cap_12_flags_are_sent_under_the_servers_names() {
     let scenario = Scenario::of_flags(json!({"button": "blue", "off": false, "on": true}));
     let said = scenario.properties_with(&scenario.evaluated("user_1"));
     let values = ["$feature/button", "$feature/off", "$feature/on"].map(|key| &said[key]);
@@ -312,7 +312,7 @@ fn cap_15_a_rejected_immediate_capture_has_the_reason() {
     }
     let report = scenario.client.capture_immediate(event("poison")).wait(PATIENCE);
     assert_eq!(report, Ok(DeliveryReport::DeadLettered { status: 400, reason: WORDS.into() }));
-    eventually("it lies among the dead letters", || scenario.client.dead_letters(9).len() == 1);
+    eventually("it is a dead letter", || scenario.client.dead_letters(9).len() == 1);
     assert_eq!(scenario.client.dead_letters(9)[0].event["event"], "poison");
 }
 

@@ -15,7 +15,7 @@ fn three() -> Value {
 }
 
 #[test]
-fn evf_01_a_snapshot_is_one_request_and_its_reads_are_none() {
+fn evf_01_a_snapshot_takes_one_request_and_its_reads_none() {
     let scenario = Scenario::of_flags(three());
     let flags = scenario.evaluated("user_1");
     scenario.client.reset_feature_flags();
@@ -101,7 +101,7 @@ fn evf_06_missing_keys_are_learnt_from_complete_answers_only() {
     // Each for another person, so that the cache is not used.
     let read = |who: &str| got(scenario.client.get_feature_flag("none", who));
     assert!(["a", "b", "c", "d"].iter().all(|who| read(who).is_none()));
-    assert_eq!(scenario.asked().len(), 4, "nothing was learnt of the first three");
+    assert_eq!(scenario.asked().len(), 4, "nothing was learnt from the first three answers");
     assert_eq!((read("e"), scenario.asked().len()), (None, 4));
     scenario.load();
     let polls = scenario.fixture.sink.requests();
@@ -110,7 +110,7 @@ fn evf_06_missing_keys_are_learnt_from_complete_answers_only() {
 }
 
 #[test]
-fn evf_07_no_id_or_a_disabled_client_is_an_empty_snapshot() {
+fn evf_07_no_id_or_a_disabled_client_gives_an_empty_snapshot() {
     let scenario = Scenario::of_flags(three());
     for nobody in [FlagContext::from_current(), FlagContext::new(" ")] {
         let flags = scenario.evaluated(nobody);
@@ -148,7 +148,7 @@ fn evf_09_a_value_is_a_boolean_or_a_variant_as_in_posthog() {
     let values = ["on", "off", "button", "none"].map(|key| flags.get(key));
     assert_eq!(values, [Some(true.into()), Some(false.into()), Some("blue".into()), None]);
     scenario.answer_flags(Answer::json(&json!({"featureFlags": {"empty": ""}})));
-    assert!(!scenario.evaluated("user_2").is_enabled("empty"), "a variant without a name is none");
+    assert!(!scenario.evaluated("user_2").is_enabled("empty"), "an empty variant is not enabled");
 }
 
 #[test]
@@ -248,7 +248,7 @@ fn evf_17_only_the_first_snapshot_puts_flags_on_an_event() {
 fn evf_18_only_accessed_has_exactly_the_flags_read() {
     let scenario = Scenario::of_flags(three());
     let flags = scenario.evaluated("user_1");
-    assert!(flags.only_accessed().is_empty(), "and not everything");
+    assert!(flags.only_accessed().is_empty(), "nothing was read yet");
     assert!(scenario.properties_with(&flags.only_accessed()).get("$active_feature_flags").is_none());
     let _read = (flags.is_enabled("off"), flags.get("button"), flags.get("none"), flags.payload("on"));
     assert_eq!(keys(&flags.only_accessed()), ["button", "off"]);

@@ -14,7 +14,7 @@ use crate::fixture::{Fixture, PATIENCE};
 use crate::flag_scenario::{definitions, flags, for_all, got};
 use crate::scenario::Scenario;
 
-/// All properties that the minimal form may have.
+/// Properties that the minimal form may have, besides [`ORIGIN`] and those of the machine.
 const SMALL: &[&str] = &[
     "$feature_flag",
     "$feature_flag_response",
@@ -102,7 +102,7 @@ fn fft_03_a_value_that_changed_is_captured_again() {
 }
 
 #[test]
-fn fft_04_the_order_of_groups_makes_no_other_context() {
+fn fft_04_the_order_of_groups_does_not_change_the_context() {
     let scenario = one();
     read(&scenario, FlagContext::new("user_1").group("company", "acme").group("team", "red"));
     read(&scenario, FlagContext::new("user_1").group("team", "red").group("company", "acme"));
@@ -179,18 +179,18 @@ fn fft_08_the_minimal_form_needs_a_flag_without_experiment() {
         let remote = one();
         remote.answer_flags(Answer::json(&answer));
         read(&remote, "user_1");
-        assert_eq!(is_small(&remote.told()[0]), is_expected, "of PostHog: {is_wanted} {has_experiment}");
+        assert_eq!(is_small(&remote.told()[0]), is_expected, "remote: {is_wanted} {has_experiment}");
         let mut defined = definitions(&[for_all("on")]);
         defined["minimal_flag_called_events"] = is_wanted.clone();
         defined["flags"][0]["has_experiment"] = has_experiment.clone();
         let local = Scenario::of_defined(Answer::json(&defined));
         read(&local, "user_1");
-        assert_eq!(is_small(&local.told()[0]), is_expected, "here: {is_wanted} {has_experiment}");
+        assert_eq!(is_small(&local.told()[0]), is_expected, "local: {is_wanted} {has_experiment}");
     }
 }
 
 #[test]
-fn fft_09_the_small_form_has_what_is_listed_and_nothing_else() {
+fn fft_09_the_minimal_form_has_only_the_listed_properties() {
     let scenario = Scenario::of_flags_with(json!({}), |config| {
         let config = config.super_property("$referrer", "https://a.test").super_property("release", "1.2");
         let config = config.before_send(|event| Some(event.prop("hooked", true)));
@@ -270,7 +270,7 @@ fn fft_10_the_requested_form_lives_as_long_as_definitions() {
 }
 
 #[test]
-fn fft_10_the_form_that_is_asked_for_passes_through_a_provider() {
+fn fft_10_the_requested_form_passes_through_a_provider() {
     let (cabinet, fixture) = (Cabinet::default(), Fixture::new());
     fixture.sink.flags(FlagRoute::Definitions, small());
     let stored = cabinet.clone();

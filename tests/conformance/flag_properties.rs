@@ -12,8 +12,8 @@ fn scenario() -> Scenario {
     Scenario::of_flags(json!({"on": true}))
 }
 
-/// The member `part` of a request that is sent now.
-fn next_question(scenario: &Scenario, who: impl Into<FlagContext>, part: &str) -> Value {
+/// Sends a flag request for `who`, and returns the member `part` of its body.
+fn requested_part(scenario: &Scenario, who: impl Into<FlagContext>, part: &str) -> Value {
     let _flags = got(scenario.client.reload_feature_flags(who));
     scenario.asked().pop().unwrap()[part].clone()
 }
@@ -32,7 +32,7 @@ fn ppf_02_person_properties_are_used_by_the_next_evaluation() {
     let _before = scenario.evaluated("user_1");
     scenario.client.set_person_properties_for_flags([("plan", "pro")]);
     let _after = scenario.evaluated("user_1");
-    assert_eq!(scenario.asked()[1]["person_properties"], json!({"plan": "pro"}), "what was known before is not of it");
+    assert_eq!(scenario.asked()[1]["person_properties"], json!({"plan": "pro"}), "earlier values are not reused");
     let local = Scenario::of_definitions(&[for_pros("pros")]);
     local.client.set_person_properties_for_flags([("plan", "pro")]);
     assert_eq!(got(local.client.get_feature_flag("pros", "user_1")), Some(FlagValue::from(true)));
@@ -40,26 +40,26 @@ fn ppf_02_person_properties_are_used_by_the_next_evaluation() {
 }
 
 #[test]
-fn ppf_03_a_reset_clears_those_of_persons() {
+fn ppf_03_a_reset_of_person_properties_keeps_those_of_groups() {
     let scenario = scenario();
     scenario.client.set_person_properties_for_flags([("plan", "pro")]);
     scenario.client.set_group_properties_for_flags("company", Some("acme"), [("tier", "gold")]);
     scenario.client.reset_person_properties_for_flags();
     assert!(scenario.client.person_properties_for_flags().is_empty());
-    assert_eq!(scenario.client.group_properties_for_flags("company", Some("acme")).len(), 1, "and no others");
+    assert_eq!(scenario.client.group_properties_for_flags("company", Some("acme")).len(), 1, "groups keep theirs");
 }
 
 #[test]
-fn ppf_04_a_reset_removes_person_properties() {
+fn ppf_04_person_properties_are_not_sent_after_a_reset() {
     let scenario = scenario();
     scenario.client.set_person_properties_for_flags([("plan", "pro")]);
-    assert_eq!(next_question(&scenario, "user_1", "person_properties"), json!({"plan": "pro"}));
+    assert_eq!(requested_part(&scenario, "user_1", "person_properties"), json!({"plan": "pro"}));
     scenario.client.reset_person_properties_for_flags();
-    assert_eq!(next_question(&scenario, "user_1", "person_properties"), json!({}));
+    assert_eq!(requested_part(&scenario, "user_1", "person_properties"), json!({}));
 }
 
 #[test]
-fn ppf_05_properties_of_groups_are_by_type_and_key_and_add_up() {
+fn ppf_05_group_properties_add_up_for_each_type_and_key() {
     let scenario = scenario();
     let set = |key, properties: Value| scenario.client.set_group_properties_for_flags("company", key, properties);
     set(Some("acme"), json!({"tier": "free", "seats": 3}));
@@ -77,13 +77,13 @@ fn ppf_06_group_properties_are_sent_for_members_of_the_group() {
     scenario.client.set_group_properties_for_flags("company", Some("acme"), [("tier", "gold")]);
     scenario.client.set_group_properties_for_flags("region", None, [("zone", "eu")]);
     let asked =
-        |company: &str| next_question(&scenario, FlagContext::new("u").group("company", company), "group_properties");
+        |company: &str| requested_part(&scenario, FlagContext::new("u").group("company", company), "group_properties");
     assert_eq!(asked("acme"), json!({"company": {"tier": "gold"}, "region": {"zone": "eu"}}));
-    assert_eq!(asked("other"), json!({"region": {"zone": "eu"}}), "what is true of one group is not said of another");
+    assert_eq!(asked("other"), json!({"region": {"zone": "eu"}}), "those of one group are not sent for another");
 }
 
 #[test]
-fn ppf_07_a_reset_clears_those_of_all_groups_or_of_one_type() {
+fn ppf_07_a_reset_clears_one_group_type_or_all() {
     let scenario = scenario();
     let set = |group_type| scenario.client.set_group_properties_for_flags(group_type, Some("g"), [("x", 1)]);
     let left = || ["company", "team"].map(|of| scenario.client.group_properties_for_flags(of, Some("g")).len());
@@ -97,22 +97,22 @@ fn ppf_07_a_reset_clears_those_of_all_groups_or_of_one_type() {
 }
 
 #[test]
-fn ppf_08_a_reset_removes_group_properties() {
+fn ppf_08_group_properties_are_not_sent_after_a_reset() {
     let scenario = scenario();
     let who = || FlagContext::new("user_1").group("company", "acme");
     scenario.client.set_group_properties_for_flags("company", Some("acme"), [("tier", "gold")]);
-    assert_eq!(next_question(&scenario, who(), "group_properties"), json!({"company": {"tier": "gold"}}));
+    assert_eq!(requested_part(&scenario, who(), "group_properties"), json!({"company": {"tier": "gold"}}));
     scenario.client.reset_group_properties_for_flags(None);
-    assert_eq!(next_question(&scenario, who(), "group_properties"), json!({}));
+    assert_eq!(requested_part(&scenario, who(), "group_properties"), json!({}));
 }
 
 #[test]
-fn ppf_09_they_capture_nothing_and_the_context_precedes() {
+fn ppf_09_setting_captures_nothing_and_the_context_wins() {
     let scenario = scenario();
     scenario.client.set_person_properties_for_flags(NONE);
     scenario.client.set_group_properties_for_flags("company", Some("acme"), NONE);
     scenario.must_have_queued_nothing();
-    assert_eq!(next_question(&scenario, "user_1", "group_properties"), json!({}));
+    assert_eq!(requested_part(&scenario, "user_1", "group_properties"), json!({}));
     scenario.client.set_person_properties_for_flags([("plan", "free"), ("app", "3.2")]);
     scenario.client.set_person_properties_for_flags(NONE);
     scenario.client.set_group_properties_for_flags("company", Some("acme"), [("tier", "free"), ("size", "small")]);

@@ -32,7 +32,7 @@ fn requests_after<const N: usize>(harness: &Harness, pauses: [u64; N]) -> [usize
     })
 }
 
-/// The first attempt fails like this. A second one follows 300 ms later and succeeds.
+/// Fails the first attempt with `fails`. A second one must follow 300 ms later and succeed.
 fn must_be_repeated_once(fails: Answer) {
     let harness = asking(|config| config);
     harness.server().script(Route::Flags, [fails]);
@@ -53,7 +53,7 @@ fn http_05_a_request_without_response_is_retried_after_300_ms() {
 }
 
 #[test]
-fn http_06_flags_are_asked_for_once_more_after_502_and_504() {
+fn http_06_a_request_is_retried_once_after_502_and_504() {
     must_be_repeated_once(Answer::status(502));
     must_be_repeated_once(Answer::status(504));
 }
@@ -99,7 +99,7 @@ fn http_09_waits_double_and_end_with_the_timeout() {
 }
 
 #[test]
-fn http_10_a_retry_is_the_same_request_without_a_notice() {
+fn http_10_a_retry_repeats_the_request_and_captures_nothing() {
     let harness = asking(|config| config.flag_request_max_retries(2));
     harness.server().script(Route::Flags, [Answer::unreachable(), Answer::status(504)]);
     let answer = ask(&harness);
@@ -111,7 +111,7 @@ fn http_10_a_retry_is_the_same_request_without_a_notice() {
         (&bodies[0]["groups"], &bodies[0]["person_properties"]["plan"]),
         (&json!({"company": "acme"}), &json!("pro"))
     );
-    assert!(harness.queued().is_empty(), "no event, and nothing that waits to be asked again");
+    assert!(harness.queued().is_empty(), "a retry captures no event");
     // The read is captured as without the retry.
     assert!(answer.try_get().unwrap().is_enabled("a"));
     let told = harness.queued();

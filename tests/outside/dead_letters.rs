@@ -18,7 +18,7 @@ fn config(fixture: &Fixture) -> Config {
 fn refused(fixture: &Fixture, client: &Client, count: usize) -> Vec<Uuid> {
     fixture.sink.script([Answer::results(vec!["drop:a mistake"; count])]);
     let uuids = (0..count).map(|n| accepted(&client.capture(event("tick").prop("n", n)))).collect();
-    eventually("they lie among the dead letters", || client.dead_letters(99).len() == count);
+    eventually("they are dead letters", || client.dead_letters(99).len() == count);
     assert_eq!(client.stats().queued_events, 0);
     uuids
 }
@@ -124,7 +124,7 @@ fn dead_letters_of_ai_events_are_found_by_the_next_process() {
     for name in ["good", "bad"] {
         accepted(&client.capture_ai(event(name)));
     }
-    eventually("it is buried", || {
+    eventually("it is a dead letter", || {
         accepted(&client.capture_ai(event("good")));
         let _ = client.flush().wait(PATIENCE);
         client.dead_letters(9).len() == 1

@@ -38,7 +38,7 @@ fn sockets_with_numbers_of_queue_files_are_not_touched() {
             forked(|| assert!(all_open(), "a fork closes what is not ours in the child")).must_end_well();
             // The lock is taken again, the store is opened again, and arenas are replaced.
             let mut taken = Vec::new();
-            eventually("it goes on", || {
+            eventually("the client accepts and persists events again", || {
                 let receipt = client.capture(event("after"));
                 taken.extend(receipt.is_accepted().then(|| accepted(&receipt)));
                 receipt.persisted().wait(PATIENCE) == Ok(()) && taken.len() >= 100

@@ -12,7 +12,7 @@ use uuid::Uuid;
 /// A generous timeout, for machines under load.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
-/// The key of every client that does not test keys.
+/// The key of all clients, except in tests of keys.
 pub(crate) const KEY: &str = "phc_outside";
 
 /// The server and the queue directory of a client. Also passed to child processes.
@@ -22,7 +22,7 @@ pub(crate) struct Place {
     pub(crate) queue: PathBuf,
 }
 
-/// A place with its stand-in and its directory, which is removed with it.
+/// A place, with the stand-in server and a temporary directory, which is removed on drop.
 #[derive(Debug)]
 pub(crate) struct Fixture {
     pub(crate) sink: Sink,
@@ -88,7 +88,7 @@ impl Fixture {
         names
     }
 
-    /// Waits until that many different events were taken, then holds them against `uuids`: all of them, each once.
+    /// Waits until the server has taken all of `uuids`, and asserts that it took each once and no other event.
     pub(crate) fn must_have_taken(&self, uuids: &[Uuid]) {
         let all = |state: &sink::State| uuids.iter().all(|uuid| state.contains(*uuid));
         if !self.sink.wait_for(all, PATIENCE) {
@@ -113,7 +113,7 @@ pub(crate) fn event(name: &str) -> Event {
     Event::new(name, "user_1")
 }
 
-/// Captures, and insists.
+/// Captures an event, and panics unless it is accepted.
 pub(crate) fn take(client: &Client, name: &str) -> Uuid {
     accepted(&client.capture(event(name)))
 }
@@ -123,16 +123,16 @@ pub(crate) fn accepted(receipt: &Receipt) -> Uuid {
     receipt.uuid().unwrap_or_else(|| panic!("not accepted: {:?}", receipt.outcome()))
 }
 
-/// Waits for a condition that nobody announces.
+/// Polls until a condition holds, and panics after [`PATIENCE`].
 pub(crate) fn eventually(what: &str, mut reached: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !reached() {
-        assert!(Instant::now() < deadline, "it should come true, and did not: {what}");
+        assert!(Instant::now() < deadline, "this did not happen in time: {what}");
         std::thread::sleep(LOOK_EVERY);
     }
 }
 
-/// Closes, and insists that nothing is left and the ledger balances.
+/// Shuts the client down, and asserts that nothing is left and the ledger balances.
 pub(crate) fn close_empty(client: &Client) {
     let report = client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
     assert_eq!((report.remaining, report.persisted), (0, true), "{report:?}");

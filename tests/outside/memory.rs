@@ -49,15 +49,15 @@ fn a_deleted_directory_is_reported_and_events_continue() {
     take(&client, "before");
     eventually("it is delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
     // A thread of the client may create a file in it at the same time.
-    eventually("it is deleted", || fs::remove_dir_all(&fixture.queue).is_ok() || !fixture.queue.exists());
+    eventually("the directory is deleted", || fs::remove_dir_all(&fixture.queue).is_ok() || !fixture.queue.exists());
     let receipt = client.capture(event("after"));
     assert!(receipt.is_accepted());
     assert!(receipt.persisted().wait(PATIENCE).is_err_and(|error| error != PersistError::Timeout));
-    eventually("the mode says so", || matches!(client.stats().storage, StorageMode::Volatile { .. }));
+    eventually("the storage mode is volatile", || matches!(client.stats().storage, StorageMode::Volatile { .. }));
     let StorageMode::Volatile { problem } = client.stats().storage else { panic!("{:?}", client.stats()) };
     assert!(problem.contains("deleted"), "{problem}");
     for _ in 0..500 {
-        eventually("it is taken", || client.capture(event("later")).is_accepted());
+        eventually("the event is accepted", || client.capture(event("later")).is_accepted());
     }
     assert_eq!(client.capture(event("later")).persisted().wait(PATIENCE), Err(PersistError::Volatile));
     eventually("they are delivered", || fixture.names().iter().filter(|name| *name == "later").count() == 501);

@@ -1,4 +1,4 @@
-//! Rejected requests: one bad event, their size, the key, or a server that is not PostHog.
+//! Requests that are rejected: for a bad event, for their size, for the key or the quota, or by a foreign server.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -89,13 +89,13 @@ fn a_request_too_large_is_split_until_it_fits() {
     close_empty(&client);
 }
 
-fn nobodys_verdict(answer: Answer) {
+fn must_dead_letter_nothing(answer: Answer) {
     let fixture = Fixture::new();
     fixture.sink.default_answer(answer.discarding());
     let client = fixture.client();
     let uuids = captured(&client, 90);
     assert!(fixture.sink.wait_for(|state| state.requests().len() >= 3, PATIENCE));
-    eventually("the failure is told", || client.stats().last_error.is_some());
+    eventually("the failure is reported", || client.stats().last_error.is_some());
     let stats = client.stats();
     assert_eq!((stats.dead_lettered, stats.queued_events), (0, 90), "{stats:?}");
     // Quarantine is in memory only and lasts half a minute: the next process tries at once.
@@ -111,17 +111,17 @@ fn nobodys_verdict(answer: Answer) {
 
 #[test]
 fn a_proxy_that_answers_400_to_everything_makes_no_dead_letters() {
-    nobodys_verdict(Answer::status(400).body("<html><h1>Bad Request</h1></html>"));
+    must_dead_letter_nothing(Answer::status(400).body("<html><h1>Bad Request</h1></html>"));
 }
 
 #[test]
 fn a_server_that_rejects_everything_dead_letters_nothing() {
-    nobodys_verdict(Answer::status(400).body(WORDS));
+    must_dead_letter_nothing(Answer::status(400).body(WORDS));
 }
 
 #[test]
 fn a_foreign_server_with_a_small_limit_makes_no_dead_letters() {
-    nobodys_verdict(Answer::status(413).body("<html>Request Entity Too Large</html>"));
+    must_dead_letter_nothing(Answer::status(413).body("<html>Request Entity Too Large</html>"));
 }
 
 fn pauses_and_resumes(status: u16, body: &str) {
@@ -142,7 +142,7 @@ fn pauses_and_resumes(status: u16, body: &str) {
     let probes = fixture.sink.inspect(|state| state.requests()[1..].iter().map(|r| r.event_count).collect::<Vec<_>>());
     assert!(probes.iter().all(|events| *events <= 10), "{probes:?}");
     let told = client.diagnostics().into_iter().filter(|told| matches!(told, Diagnostic::Paused { .. })).count();
-    assert_eq!(told, 1, "told once per episode");
+    assert_eq!(told, 1, "reported once per pause");
     assert_eq!((client.stats().dead_lettered, client.stats().queued_events), (0, 90));
     fixture.sink.default_answer(Answer::ok());
     drain(&client);
@@ -173,10 +173,10 @@ fn a_bad_event_alone_in_the_queue_waits_for_evidence() {
     let client = fixture.client();
     let poison = take(&client, "poison");
     let suspected = |told: &Diagnostic| matches!(told, Diagnostic::Quarantined { uuid, .. } if *uuid == poison);
-    eventually("it is suspected", || client.diagnostics().iter().any(suspected));
+    eventually("it is quarantined", || client.diagnostics().iter().any(suspected));
     assert_eq!((client.stats().dead_lettered, client.stats().queued_events), (0, 1));
     let fine = captured(&client, 1);
-    eventually("another one is accepted, and it is buried", || {
+    eventually("another is accepted and it is dead-lettered", || {
         let _ = client.flush().wait(PATIENCE);
         client.stats().dead_lettered == 1
     });

@@ -34,7 +34,7 @@ fn three(fixture: &Fixture, client: &Client) -> Vec<Uuid> {
     uuids.into()
 }
 
-/// A client that checkpoints only at a flush, so that all events before it are in one request.
+/// A client whose flush interval is long enough that events captured one after the other are sent in one request.
 fn patient(fixture: &Fixture) -> Client {
     Client::new(config(fixture).flush_interval(Duration::from_millis(300))).unwrap()
 }
@@ -86,7 +86,7 @@ fn options_stand_beside_the_properties_and_not_among_them() {
 }
 
 #[test]
-fn each_codec_that_is_compiled_in_arrives_as_it_was() {
+fn events_arrive_unchanged_with_each_compiled_codec() {
     let compiled = [
         (Compression::None, None),
         (Compression::Gzip, Some("gzip")),
@@ -191,9 +191,7 @@ fn rtq_01_a_failing_request_is_retried_then_in_cooldown() {
     assert_eq!(client.stats().queued_events, 1);
     // RTQ-02: a later success delivers it, as another request.
     fixture.sink.default_answer(Answer::ok());
-    eventually("a flush is not told of the last failure", || {
-        client.flush().wait(PATIENCE).unwrap().endpoint == EndpointStatus::Up
-    });
+    eventually("a flush finds the server up", || client.flush().wait(PATIENCE).unwrap().endpoint == EndpointStatus::Up);
     fixture.must_have_taken(&[uuid]);
     assert_eq!(headers(&fixture, "posthog-attempt")[4], "1");
     assert_ne!(headers(&fixture, "posthog-request-id")[4], ids[0]);
@@ -236,9 +234,9 @@ fn a_large_answer_is_read_to_its_end() {
     fixture.sink.stop();
     let client = client(&fixture);
     let uuids: Vec<Uuid> = (0..1000).map(|_| take(&client, "tick")).collect();
-    eventually("they are carried", || client.stats().queued_events == 1000);
+    eventually("they are queued", || client.stats().queued_events == 1000);
     fixture.sink.resume();
-    eventually("the server is found", || client.flush().wait(PATIENCE).unwrap().endpoint == EndpointStatus::Up);
+    eventually("a flush finds the server up", || client.flush().wait(PATIENCE).unwrap().endpoint == EndpointStatus::Up);
     fixture.must_have_taken(&uuids);
     let most = fixture.sink.inspect(|state| state.requests().iter().map(|request| request.event_count).max());
     assert!(most > Some(400), "the answer to {most:?} events is more than 64 KiB");
@@ -246,7 +244,7 @@ fn a_large_answer_is_read_to_its_end() {
 }
 
 #[test]
-fn equal_uuids_travel_apart() {
+fn events_with_equal_uuids_are_sent_in_separate_requests() {
     let fixture = Fixture::new();
     let client = patient(&fixture);
     let uuid = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0001);
@@ -270,7 +268,7 @@ fn events_queued_under_one_protocol_are_sent_by_the_other() {
     let v1 = client(&fixture);
     uuids.push(take(&v1, "second"));
     fixture.sink.resume();
-    eventually("the server is found", || v1.flush().wait(PATIENCE).unwrap().endpoint == EndpointStatus::Up);
+    eventually("a flush finds the server up", || v1.flush().wait(PATIENCE).unwrap().endpoint == EndpointStatus::Up);
     fixture.must_have_taken(&uuids);
     assert!(fixture.sink.requests().iter().all(|request| request.path == "/i/v1/analytics/events"));
     close_empty(&v1);

@@ -136,9 +136,9 @@ impl Tally {
     fn add(&mut self, name: &str, result: Result<ScenarioResult, Failure>) {
         match result {
             Ok(ScenarioResult { summary, reached }) => {
-                println!("ok      {name}: {} acked, {} duplicates", summary.acked, summary.duplicates);
+                println!("ok      {name}: {} acknowledged, {} duplicates", summary.acknowledged, summary.duplicates);
                 self.total.kills += summary.kills;
-                self.total.acked += summary.acked;
+                self.total.acknowledged += summary.acknowledged;
                 self.total.duplicates += summary.duplicates;
                 self.reached.extend(reached);
             }
@@ -154,10 +154,10 @@ impl Tally {
             println!("FAILED  crash point {point}: no run reached it");
             self.failed += 1;
         }
-        let Summary { kills, acked, duplicates } = self.total;
+        let Summary { kills, acknowledged, duplicates } = self.total;
         println!();
         println!("  kills               {kills:>9}");
-        println!("  acked               {acked:>9}");
+        println!("  acknowledged               {acknowledged:>9}");
         println!("  duplicates          {duplicates:>9}   sent again with the same uuid; PostHog keeps one");
         println!("  failed scenarios    {:>9}", self.failed);
         println!(

@@ -1,4 +1,4 @@
-//! The process that is killed. Captures through the real client, and writes `acked` only after `capture` has returned.
+//! The process that is killed. Captures through the real client, and writes `acknowledged` only after `capture` has returned.
 #![allow(clippy::print_stdout, reason = "stdout is how a victim speaks")]
 
 use std::error::Error;
@@ -67,7 +67,7 @@ fn capture(client: &Client, orders: &Orders, thread: u32) -> io::Result<()> {
         let is_ai = orders.setup.ai && n % 2 == 1;
         let receipt = if is_ai { client.capture_ai(event) } else { client.capture(event) };
         match (receipt.outcome(), receipt.uuid()) {
-            (Outcome::Accepted, Some(uuid)) => say(&Line::Acked(key, uuid))?,
+            (Outcome::Accepted, Some(uuid)) => say(&Line::Acknowledged(key, uuid))?,
             (outcome, _) => say(&Line::Dropped(key, format!("{outcome:?}")))?,
         }
         if n % BURST == 0 && !orders.setup.burst {

@@ -6,8 +6,8 @@
 //!   [`HOSTS`] is the list.
 //! - A [`Fixture`] (`fixture.rs`) runs the process without the client and with it, and then the next start, with a
 //!   PostHog stand-in. It returns how both ended, which exceptions arrived, and problems of the next start.
-//! - A [`Build`] says how `dying` was built: with `panic = "abort"` it ends otherwise, and a stripped program has no
-//!   names.
+//! - A [`Build`] says how `dying` was built: with `panic = "abort"` it ends differently, and the frames of a stripped
+//!   program have no names.
 //!
 //! [`Scenario::check`] runs a scenario and compares. `cargo test` does so for its own build, `cargo run -p crash-tests
 //! --release --bin matrix` for all builds.
@@ -58,7 +58,7 @@ pub struct Expected {
     pub message: &'static str,
     /// The minimum number of frames.
     pub frames: usize,
-    /// It need not be in a function of `dying`.
+    /// No frame needs to be in a function of `dying`.
     pub is_anywhere: bool,
     /// The number of such exceptions.
     pub times: usize,

@@ -44,11 +44,11 @@ impl ScenarioResult {
     }
 }
 
-/// Several threads capture, and each event that was acked is there after one kill.
+/// Several threads capture, and each event that was acknowledged is there after one kill.
 pub fn many_threads(victim: &Path, threads: u32, setup: Setup) -> Result<ScenarioResult, Failure> {
     let mut fixture = Fixture::new(victim)?;
     let run = fixture.start(&VictimRun::capturing(threads).with(setup))?;
-    run.wait_for_acks(SOME_EVENTS * threads as usize, PATIENCE)?;
+    run.wait_for_acknowledged(SOME_EVENTS * threads as usize, PATIENCE)?;
     fixture.kill(run)?;
     ScenarioResult::on(fixture)
 }
@@ -70,6 +70,6 @@ pub fn end_cleanly(victim: &Path, setup: Setup) -> Result<ScenarioResult, Failur
 pub(crate) fn leave_a_backlog(fixture: &mut Fixture, events: usize, setup: Setup) -> Result<(), Failure> {
     fixture.sink.stop();
     let run = fixture.start(&VictimRun::capturing(2).with(setup))?;
-    run.wait_for_acks(events, PATIENCE)?;
+    run.wait_for_acknowledged(events, PATIENCE)?;
     fixture.kill(run)
 }

@@ -153,9 +153,9 @@ pub fn die_at(victim: &Path, case: &Case) -> Result<ScenarioResult, Failure> {
 fn die_adopting(mut fixture: Fixture, adopting: &VictimRun) -> Result<ScenarioResult, Failure> {
     fixture.sink.stop();
     let orphaned = fixture.start(&VictimRun { die_at: None, ..adopting.clone() })?;
-    orphaned.wait_for_acks(SOME_EVENTS, PATIENCE)?;
+    orphaned.wait_for_acknowledged(SOME_EVENTS, PATIENCE)?;
     let adopting = fixture.start(adopting)?;
-    adopting.wait_for_acks(SOME_EVENTS, PATIENCE)?;
+    adopting.wait_for_acknowledged(SOME_EVENTS, PATIENCE)?;
     fixture.kill(orphaned)?;
     fixture.sink.resume();
     fixture.wait_for_crash(adopting)?;

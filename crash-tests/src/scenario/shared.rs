@@ -13,16 +13,16 @@ use crate::fixture::{Fixture, PATIENCE};
 use crate::victim_run::VictimRun;
 use crate::{Failure, Setup};
 
-/// Two processes share the directory; one is killed, and the other delivers what it left without being restarted.
+/// Two processes share the directory; one is killed, and the other delivers its events without a restart.
 pub fn adopt_an_orphan(victim: &Path, setup: Setup) -> Result<ScenarioResult, Failure> {
     let mut fixture = Fixture::new(victim)?;
     fixture.sink.stop();
     let run = VictimRun::capturing(1).with(setup);
     let [orphaned, adopting] = [fixture.start(&run)?, fixture.start(&run)?];
     for run in [&orphaned, &adopting] {
-        run.wait_for_acks(SOME_EVENTS, PATIENCE)?;
+        run.wait_for_acknowledged(SOME_EVENTS, PATIENCE)?;
     }
-    let left = orphaned.acked();
+    let left = orphaned.acknowledged();
     fixture.kill(orphaned)?;
     fixture.sink.resume();
     let all_left = |state: &State| left.iter().all(|uuid| state.contains(*uuid));
@@ -33,8 +33,8 @@ pub fn adopt_an_orphan(victim: &Path, setup: Setup) -> Result<ScenarioResult, Fa
     ScenarioResult::on(fixture)
 }
 
-/// Two or three processes at a time share the directory, and all are killed, repeatedly: each start finds shards of
-/// several dead processes.
+/// Two or three processes at a time share the directory, and all are killed, repeatedly: each later start
+/// finds shards of several dead processes.
 pub fn kill_all(victim: &Path, kills: u32, seed: u64) -> Result<ScenarioResult, Failure> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut fixture = Fixture::new(victim)?;

@@ -148,7 +148,7 @@ impl Client {
     /// Drops the definitions, including those kept for the next process, and loads them again (after `Retry-After`, if
     /// the server asked for that). Until then no flag is evaluated locally; wait for
     /// [`reload_flag_definitions`](Self::reload_flag_definitions) to have the new ones. Snapshots are kept. Does
-    /// nothing without a secret key and a provider.
+    /// nothing if neither a secret key nor a provider is set.
     ///
     /// Follows PostHog's specification `flag-definition-loader`.
     pub fn reset_flag_definitions(&self) {

@@ -7,8 +7,9 @@
 //! then.
 //!
 //! A signal that arrives inside an earlier handler belongs to the signal that is being handled. A handler that is left
-//! by a jump gives no notice, so an entry may be stale; the mask and stack pointer of the thread's next signal tell. A
-//! thread-local would be the natural place, but in a library that was loaded later it may be allocated with `malloc`.
+//! by a jump gives no notice, so an entry may be stale; the mask and stack pointer of the thread's next signal tell
+//! whether it is. The entries are not thread-locals, because a thread-local of a library that was loaded later may be
+//! allocated with `malloc`.
 //!
 //! Everything is lock-free and bounded. Of sites that share a row, the one with the fewest repairs is replaced.
 
@@ -115,8 +116,8 @@ fn is_of(word: u64, site: FaultSite) -> bool {
 /// another, whose nested signals may then be recorded twice.
 const ENTRIES: usize = 1024;
 const PROBED: usize = 16;
-/// A signal this far below the stack pointer of the call, or nearer, is taken to be inside the call, if the mask does
-/// not tell.
+/// If the mask does not decide, a signal at most this many bytes below the call's stack pointer is taken to be inside
+/// the call.
 const DEEPEST: u64 = 64 * 1024;
 
 struct CallEntry {
@@ -172,7 +173,7 @@ pub(super) fn recorded_in(bits: u64) -> Recorded {
 }
 
 impl Call {
-    /// Whether the call is still in progress when `signal` finds the thread with this mask and stack pointer. Pure.
+    /// Whether the call is still in progress when `signal` interrupts a thread with this mask and stack pointer. Pure.
     pub(super) fn goes_on(&self, signal: i32, mask: u64, stack: u64) -> bool {
         if self.is_blocked && mask & bit_of(self.signal) != 0 {
             return true;
@@ -309,10 +310,10 @@ mod tests {
             (call(true), ABRT, blocked, 0x0f_f000, true, "it aborts"),
             (call(true), SEGV, blocked, 0x50_0000, true, "on a stack of its own"),
             (call(true), SEGV, 0, 0x10_1000, false, "it jumped, and the thread faults again"),
-            (call(true), SEGV, 0, 0x0f_f000, false, "deeper than before"),
+            (call(true), SEGV, 0, 0x0f_f000, false, "it jumped, and the thread faults again, deeper"),
             (call(true), ABRT, 0, 0x0f_f000, true, "it unblocked the signal and aborts"),
             (call(true), ABRT, 0, 0x20_0000, false, "it jumped, and the thread aborts"),
-            (call(false), SEGV, 0, 0x0f_f000, false, "the same again, as it wants it"),
+            (call(false), SEGV, 0, 0x0f_f000, false, "a second signal, which the handler does not block"),
             (call(false), ABRT, blocked, 0x0f_f000, true, "never blocked by the kernel"),
         ] {
             assert_eq!(call.goes_on(signal, mask, stack), expected, "{why}");
@@ -328,7 +329,7 @@ mod tests {
         let kept = (first..first + 300).filter(|thread| {
             call_of(*thread).is_some_and(|found| found == Call { stack: *thread as u64, ..call(true) })
         });
-        assert!(kept.count() > 290, "hardly any was taken away");
+        assert!(kept.count() > 290, "few entries were taken by other threads");
         (first..first + 300).for_each(leave);
         assert!((first..first + 300).all(|thread| call_of(thread).is_none()));
     }

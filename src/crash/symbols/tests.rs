@@ -27,7 +27,7 @@ fn somewhere() -> u64 {
 }
 
 fn main_image(modules: &Modules) -> Image<'_> {
-    modules.images().find(|image| image.is_main).expect("an executable runs this")
+    modules.images().find(|image| image.is_main).expect("the image of the running executable")
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn names_are_those_of_the_backtrace_crate() {
     let libc = modules.images().find(|image| image.path.contains("libc.so"));
     for (image, n) in libc.iter().flat_map(|image| (1..13).map(move |n| (image, n))) {
         let address = image.address + image.size / 16 * n;
-        // Of several names of a function, the two may choose different ones.
+        // If a function has several names, this library and `backtrace` may choose different ones.
         let count = symbols.resolve(image, address).len();
         assert_eq!(count, by_backtrace(address).len(), "{}+{address:#x}", image.path);
     }
@@ -180,9 +180,9 @@ fn a_look_up_stays_within_its_memory_and_gives_it_back() {
         }
         symbols.rest();
     });
-    eprintln!("peak {} KiB, for good {} KiB, {named} names in {:?}", peak / 1024, for_good / 1024, began.elapsed());
+    eprintln!("peak {} KiB, afterwards {} KiB, {named} names in {:?}", peak / 1024, for_good / 1024, began.elapsed());
     assert!(named > 20, "{named}");
-    assert!(peak <= 24 * MIB && for_good <= 8 * MIB, "peak {peak}, for good {for_good}");
+    assert!(peak <= 24 * MIB && for_good <= 8 * MIB, "peak {peak}, afterwards {for_good}");
 }
 
 fn numbered(lines: u32) -> (tempfile::TempDir, String) {
@@ -194,7 +194,7 @@ fn numbered(lines: u32) -> (tempfile::TempDir, String) {
 }
 
 #[test]
-fn five_lines_on_either_side_in_the_order_of_the_file() {
+fn a_source_line_has_five_lines_on_either_side() {
     let (_dir, path) = numbered(50);
     let found = lines_around(&path, 40).unwrap();
     assert_eq!(found.line, "line 40");

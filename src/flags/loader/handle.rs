@@ -70,7 +70,7 @@ pub enum FlagDefinitionsError {
     #[error("feature flag definitions cannot be read: {0}; those loaded before stay in use")]
     Unreadable(String),
     /// The provider has no definitions, or failed. Definitions that were loaded before stay in use.
-    #[error("the provider of feature flag definitions has none: {0}; those loaded before stay in use")]
+    #[error("the provider did not return feature flag definitions: {0}; those loaded before stay in use")]
     Provider(String),
     /// The client is closed.
     #[error("the client is closed")]
@@ -301,7 +301,7 @@ impl Loader {
         }
     }
 
-    /// Whether a provider is being called on another thread. For tests.
+    /// Notes whether a provider is being called on another thread. For tests.
     pub(super) fn calls_provider(&self, _is_calling: bool) {
         #[cfg(feature = "testing")]
         {

@@ -23,7 +23,7 @@ use crate::sys::reentry;
 use crate::sys::wording;
 use crate::transport::Http;
 
-/// Unreadable flags that a diagnostic names.
+/// The most unreadable flags that a diagnostic names.
 const KEYS_REPORTED: usize = 10;
 /// The operation that [`Diagnostic::FlagCacheFailed`] names if definitions cannot be kept for the next process.
 pub(crate) const KEEP: &str = "keep";
@@ -85,8 +85,8 @@ impl Drop for Poller {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.loader.set_stale(true);
-            let why = "the loader of feature flag definitions panicked, which is a defect of this library (please report it); \
-                       those loaded before stay in use until this process ends"
+            let why = "the loader of feature flag definitions panicked, which is a defect of this library \
+                       (please report it); definitions loaded earlier stay in use until this process ends"
                 .to_owned();
             reentry::caught(|| (self.parts.report)(Diagnostic::FlagDefinitionsUnavailable { why }));
         }
@@ -124,7 +124,7 @@ impl Poller {
     async fn load_through(&mut self, provider: &ProviderCalls) -> Result<(), Error> {
         let should_fetch = if self.has_key() { provider.should_fetch().await } else { Ok(false) };
         if matches!(self.checked("should_fetch", should_fetch), Some(false)) {
-            let found = provider.read().await.and_then(|found| found.ok_or_else(|| "it has none".into()));
+            let found = provider.read().await.and_then(|found| found.ok_or_else(|| "it has no definitions".into()));
             let read = found.and_then(|found| self.adopt(found.as_json(), None).map_err(|error| error.to_string()));
             let why = read.as_ref().err().cloned().unwrap_or_default();
             if self.checked("read", read).is_some() {
@@ -145,8 +145,8 @@ impl Poller {
     async fn fetch(&mut self) -> Result<Option<Vec<u8>>, Error> {
         let LoaderParts { http, clock, options, .. } = &self.parts;
         let Some(secret_key) = &options.secret_key else { return Err(Error::NotConfigured) };
-        // Without an ETag PostHog sends the whole document: a provider may have lost its copy, and what the store has
-        // lost is then kept again.
+        // If a provider or the store may have lost its copy, no ETag is sent: PostHog then returns the whole document,
+        // which is stored again.
         let is_conditional = options.provider.is_none() && (options.keep.is_none() || self.kept.is_some());
         let loaded = self.loader.current().filter(|_| is_conditional);
         let etag = loaded.as_ref().and_then(|loaded| loaded.etag.as_deref());
@@ -308,7 +308,7 @@ impl Poller {
         let why = error.to_string();
         // The beginning names the kind of failure. The rest may differ between attempts (a port, a time).
         let kind = limits::beginning(&why, 80).to_owned();
-        // A failure of the provider was reported by its operation.
+        // A failure of the provider was already reported by `checked`.
         if !matches!(error, Error::Provider(_)) && self.reported.as_ref() != Some(&kind) {
             self.reported = Some(kind);
             (self.parts.report)(Diagnostic::FlagDefinitionsUnavailable { why });
@@ -324,7 +324,7 @@ impl Poller {
     }
 }
 
-/// Calls the provider, if there is one.
+/// The means to call the provider, if there is one.
 fn calls_of(parts: &LoaderParts, loader: &Arc<Loader>) -> Option<ProviderCalls> {
     let provider = parts.options.provider.clone()?;
     Some(ProviderCalls::new(provider, Arc::clone(&parts.spawn), parts.clock.clone(), loader))
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn with_nothing_to_evaluate_it_is_tried_again_soon() {
+    fn without_definitions_a_failed_load_is_retried_soon() {
         let (mut pace, mut rng) = (Pace::default(), StdRng::seed_from_u64(3));
         let waits: Vec<_> = (0..4).map(|_| pace.after_failure(None, INTERVAL, false, &mut rng)).collect();
         for (wait, most) in waits.into_iter().zip([1, 2, 4, 8]) {
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_a_least_and_a_refusal_waits_long() {
+    fn retry_after_is_a_minimum_and_refusals_wait_long() {
         let (mut pace, mut rng) = (Pace::default(), StdRng::seed_from_u64(5));
         within(pace.after_failure(Some(secs(600)), INTERVAL, true, &mut rng), 600, 610);
         for (least, most) in [(300, 360), (600, 720), (1200, 1440), (1800, 2160), (1800, 2160)] {

@@ -57,7 +57,7 @@ async fn asked(network: &Arc<Network>, max_retries: u32) -> Result<Answer, Failu
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_may_pass_is_tried_again_after_300_ms_and_then_after_600() {
+async fn a_transient_failure_is_retried_after_300_and_then_600_ms() {
     for meets in [|| Meets::Refused, || Meets::Status(502, ""), || Meets::Status(504, "")] {
         let network = Network::of([meets(), meets()]);
         assert_eq!(asked(&network, 2).await, Ok(Answer::default()));
@@ -81,7 +81,7 @@ async fn no_more_attempts_are_made_than_are_allowed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_status_that_says_no_is_not_asked_for_again() {
+async fn any_other_status_is_not_retried() {
     for status in [301, 400, 401, 402, 408, 413, 429, 500, 501, 503, 505] {
         let network = Network::of([Meets::Status(status, "no")]);
         assert_eq!(asked(&network, 10).await, Err(Failure::Status { status, why: "no".into() }));
@@ -98,7 +98,7 @@ async fn a_hanging_attempt_ends_with_the_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wait_that_would_reach_the_bound_is_not_begun() {
+async fn a_wait_that_would_reach_the_timeout_is_not_begun() {
     let network = Network::of((0..9).map(|_| Meets::Refused));
     let began = Instant::now();
     let answer = remote(&network, 9, FIRST_WAIT).send(&FlagContext::new("")).await;
@@ -107,9 +107,9 @@ async fn a_wait_that_would_reach_the_bound_is_not_begun() {
 }
 
 #[test]
-fn waits_double_up_to_a_bound_whatever_is_asked() {
-    let seconds = [0, 1, 2, 3, 4, 5, 10, u32::MAX].map(|retries| wait_before(retries).as_millis());
-    assert_eq!(seconds, [300, 600, 1200, 2400, 4800, 5000, 5000, 5000]);
+fn waits_double_up_to_a_bound_for_any_number_of_retries() {
+    let millis = [0, 1, 2, 3, 4, 5, 10, u32::MAX].map(|retries| wait_before(retries).as_millis());
+    assert_eq!(millis, [300, 600, 1200, 2400, 4800, 5000, 5000, 5000]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -136,7 +136,7 @@ async fn an_unreadable_response_fails_without_a_retry() {
 }
 
 #[test]
-fn of_what_was_said_only_the_beginning_is_kept() {
+fn only_the_beginning_of_an_error_text_is_kept() {
     let response = Response { status: 500, body: vec![0xC3; 100_000], ..Response::default() };
     let Err(Failure::Status { why, .. }) = interpret(Ok(response)) else { panic!("taken") };
     assert!(why.len() <= NAME_KEPT && !why.is_empty(), "{}", why.len());
@@ -156,7 +156,7 @@ fn absent_fields_are_sent_empty_except_keys_and_device() {
 }
 
 #[test]
-fn everything_that_is_known_is_said() {
+fn every_field_that_is_set_is_sent() {
     let context = FlagContext::new("user_1")
         .device_id("device_1")
         .group("company", "acme")
@@ -172,5 +172,5 @@ fn everything_that_is_known_is_said() {
     });
     assert_eq!(said(&context), expected);
     let none = context.only_keys([""; 0]);
-    assert_eq!(said(&none)["flag_keys_to_evaluate"], json!([]), "no keys are not all keys");
+    assert_eq!(said(&none)["flag_keys_to_evaluate"], json!([]), "an empty list does not mean all keys");
 }

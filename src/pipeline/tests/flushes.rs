@@ -1,4 +1,4 @@
-//! What has happened when a flush or a shutdown is answered, and what it counts.
+//! What has happened when a flush or a shutdown is answered, and what its report counts.
 
 use super::*;
 use crate::queue::store::DeadRecord;
@@ -97,7 +97,7 @@ fn a_flush_is_answered_also_while_the_store_fails() {
 }
 
 #[test]
-fn a_shutdown_counts_what_was_taken_since_and_nothing_twice() {
+fn a_shutdown_counts_deliveries_since_its_call_only() {
     let mut fixture = fixture(|_| ());
     fixture.append(30);
     fixture.settle_down();

@@ -5,7 +5,7 @@ use crate::crash::exit::ExitCause;
 use crate::sys::clock::system_time;
 use crate::sys::disk::OomCount;
 
-/// A machine that was restarted, or whose OOM killer has killed.
+/// A simulated machine: its boot, its uptime and the count of its OOM killer.
 #[derive(Debug)]
 struct Machine {
     boot_id: u128,
@@ -33,8 +33,8 @@ impl Gate for Machine {
 
 const FIRST: Machine = Machine { boot_id: 1, uptime: Duration::from_secs(86_400), oom_kills: 3 };
 
-/// What is known of a run that captured something `active_after` its start and died, on the first machine. The next run
-/// begins on `machine` after the same time again.
+/// What the next run finds out about a run that captured events `active_after` its start and then died, on the machine
+/// [`FIRST`]. The next run begins on `machine`, another `active_after` later.
 fn after_a_run(active_after: Duration, machine: Machine) -> PreviousRun {
     let mut first = fixture(|options| options.disk = Disk::gated(Arc::new(FIRST)));
     assert_eq!(first.pipeline.last_run(), None);
@@ -61,12 +61,12 @@ fn a_run_without_an_end_mark_was_killed() {
 }
 
 #[test]
-fn a_counter_of_the_oom_killer_that_grew_is_the_proof_of_that() {
+fn a_grown_oom_kill_counter_is_proof_of_an_oom_kill() {
     assert_eq!(after_a_run(HOUR, Machine { oom_kills: 4, ..FIRST }).cause, ExitCause::OutOfMemory);
 }
 
 #[test]
-fn an_oom_kill_before_the_last_sign_was_another_process() {
+fn an_oom_kill_before_the_last_sign_of_life_is_not_the_cause() {
     let killed = Arc::new(AtomicU64::new(3));
     #[derive(Debug)]
     struct Growing(Arc<AtomicU64>);
@@ -91,7 +91,7 @@ fn an_oom_kill_before_the_last_sign_was_another_process() {
     assert_eq!(second.pipeline.last_run().unwrap().cause, ExitCause::Killed);
 }
 
-/// With a handler for SIGTERM, as a program that awaits it has.
+/// Calls `run` while SIGTERM has a handler, as in a program that awaits the signal.
 fn with_a_handler_for_sigterm(run: impl FnOnce()) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _within = runtime.enter();
@@ -103,17 +103,17 @@ fn with_a_handler_for_sigterm(run: impl FnOnce()) {
 fn a_power_loss_under_an_active_run_differs_from_a_restart() {
     with_a_handler_for_sigterm(|| {
         let restarted = |uptime| Machine { boot_id: 2, uptime, oom_kills: 0 };
-        // Up for the time that has passed since, less a minute.
+        // Booted a minute after the run's last sign of life.
         let up = HOUR - Duration::from_secs(60);
         let run = after_a_run(HOUR, restarted(up));
         assert_eq!((run.cause, run.machine_restarted), (ExitCause::PowerLoss, Some(true)));
-        assert_eq!(after_a_run(HOUR, restarted(Duration::from_secs(60))).cause, ExitCause::Unknown, "long idle before");
-        assert_eq!(after_a_run(HOUR, restarted(HOUR * 3)).cause, ExitCause::Unknown, "another machine");
+        assert_eq!(after_a_run(HOUR, restarted(Duration::from_secs(60))).cause, ExitCause::Unknown, "idle for long");
+        assert_eq!(after_a_run(HOUR, restarted(HOUR * 3)).cause, ExitCause::Unknown, "booted before its last sign");
     });
 }
 
 #[test]
-fn an_idle_run_writes_nothing_for_it() {
+fn an_idle_run_does_not_write_its_status_page() {
     let mut fixture = fixture(|_| ());
     fixture.append(1);
     fixture.advance(HOUR);

@@ -19,7 +19,7 @@ pub(super) fn leave_behind(fixture: &Fixture, counts: &[usize]) {
     shards.iter().for_each(Queue::close);
 }
 
-/// Delivery finds the own queue empty.
+/// Delivery finds its own queue empty, and the committer looks for an orphan.
 pub(super) fn look_for_orphans(fixture: &mut Fixture) {
     assert!(fixture.lease().is_empty());
     fixture.settle_down();
@@ -31,7 +31,7 @@ fn an_orphan_is_delivered_in_place_and_let_go() {
     leave_behind(&fixture, &[12, 5]);
     let mut delivered = Vec::new();
     look_for_orphans(&mut fixture);
-    // When the first is drained, the next is looked for without a request.
+    // When the first is drained, the committer looks for the next without being asked.
     for _ in 0..2 {
         let rows = fixture.lease();
         delivered.extend(rows.iter().map(|lease| lease.chunk.count));
@@ -51,7 +51,7 @@ fn an_orphan_is_delivered_in_place_and_let_go() {
     assert_eq!((other.ledger().delivered, other.ledger().queued_events), (12, 0));
 }
 
-/// The files that take disk space in a shard.
+/// The names of all files in a directory, sorted.
 fn names(dir: &std::path::Path) -> Vec<String> {
     let mut names: Vec<_> =
         std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -60,7 +60,7 @@ fn names(dir: &std::path::Path) -> Vec<String> {
 }
 
 #[test]
-fn an_orphan_that_was_delivered_gives_back_its_room() {
+fn a_delivered_orphan_frees_its_disk_space() {
     let mut fixture = fixture(|_| ());
     leave_behind(&fixture, &[12]);
     look_for_orphans(&mut fixture);
@@ -73,7 +73,7 @@ fn an_orphan_that_was_delivered_gives_back_its_room() {
         fixture.advance(2 * HOUR);
         look_for_orphans(&mut fixture);
     }
-    assert_eq!(names(&dir), ["lock", "queue.redb", "status"], "it is not opened again");
+    assert_eq!(names(&dir), ["lock", "queue.redb", "status"], "the shard is not opened again");
     assert!(!fixture.reports(|diagnostic| is_skipped(diagnostic) || is_problem(diagnostic)));
 }
 
@@ -127,7 +127,7 @@ fn an_orphan_whose_disk_fails_is_released_unchanged() {
     fixture.deliver(fixture.lease());
     fixture.advance(Duration::from_secs(1));
     look_for_orphans(&mut fixture);
-    assert!(fixture.lease().is_empty(), "not soon after it failed");
+    assert!(fixture.lease().is_empty(), "it is not adopted again soon after it failed");
     fixture.advance(Duration::from_secs(300));
     look_for_orphans(&mut fixture);
     let again: u32 = fixture.lease().iter().map(|lease| lease.chunk.count).sum();
@@ -164,12 +164,12 @@ fn an_orphan_that_cannot_be_opened_hides_no_other() {
 }
 
 #[test]
-fn a_start_steps_over_the_shards_that_it_cannot_have_or_open() {
+fn a_start_skips_shards_that_it_cannot_lock_or_open() {
     let first = fixture(|_| ());
     leave_behind(&first, &[12, 5, 7]);
     let project_dir = first.pipeline.shard.dir().parent().unwrap().to_path_buf();
     first.pipeline.shard.close();
-    // A file in place of a directory, a directory in place of a file, and a lock that another process holds.
+    // A file in place of a directory, a directory in place of a file, and a lock file that may not be opened.
     std::fs::remove_dir_all(shard_dir(&project_dir, 0)).unwrap();
     std::fs::write(shard_dir(&project_dir, 0), "a file").unwrap();
     std::fs::remove_file(shard_dir(&project_dir, 1).join("status")).unwrap();
@@ -182,7 +182,7 @@ fn a_start_steps_over_the_shards_that_it_cannot_have_or_open() {
     assert_eq!(next.pipeline.shard.dir(), &shard_dir(&project_dir, 3));
     let skipped: Vec<_> = next.diagnostics.lock().unwrap().drain(..).filter(is_skipped).collect();
     assert_eq!(skipped.len(), 3, "{skipped:?}");
-    assert_eq!(next.ledger().queued_events, 7, "what was in it is ours");
+    assert_eq!(next.ledger().queued_events, 7, "its events are now in this queue");
     next.deliver(next.lease());
     next.advance(Duration::from_secs(1));
     look_for_orphans(&mut next);

@@ -7,7 +7,8 @@
 //! * **Not in a child.** Every call fails in a forked child, whose inherited database would write to the file of its
 //!   parent.
 //! * **Not into another file.** Before each sync and each change of length, the name must still lead to the file that
-//!   was opened. While the directory is out of reach its name says nothing; then the file must still have a name.
+//!   was opened. While the directory cannot be reached, the name cannot be checked; then the file's link count must not
+//!   be zero.
 //! * **Not after a failed sync.** The kernel may have dropped what it could not write and report success the next time.
 //!   The file is *condemned*: nothing is written to it any more.
 //!
@@ -31,7 +32,7 @@ struct Shared {
     file: DiskFile,
     /// The fork generation of the process that opened the file.
     generation: u64,
-    /// Set when a sync of the file has failed. It outlives an open file, because reopening depends on it.
+    /// Set when a sync of the file has failed. The flag outlives the open file, because reopening depends on it.
     condemned: Arc<AtomicBool>,
     /// Whether the file was deleted and is used without a name.
     unlinked: AtomicBool,

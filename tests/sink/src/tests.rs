@@ -74,7 +74,7 @@ fn a_batch_is_taken_and_each_of_its_events_remembered() {
 }
 
 #[test]
-fn gzip_is_told_by_the_header_and_by_its_magic_number() {
+fn gzip_is_recognized_by_header_or_magic_number() {
     let sink = Sink::start();
     let zipped = gzip(&batch_of(&[event(1)]));
     assert!(
@@ -133,7 +133,7 @@ fn a_server_that_is_down_judges_no_event() {
 }
 
 #[test]
-fn one_poisoned_event_refuses_its_request_while_the_rule_is_set() {
+fn a_request_with_a_poisoned_event_is_refused_by_the_rule() {
     let sink = Sink::start();
     sink.refuse_if(|event| event["properties"]["n"] == 2, 400, "event 2 is poison");
     assert_eq!(post(&sink, &batch_of(&[event(1), event(2)])), (400, "event 2 is poison".to_owned()));
@@ -190,7 +190,7 @@ fn delayed_answers_wait_side_by_side() {
 }
 
 #[test]
-fn it_comes_back_on_the_same_port_and_remembers() {
+fn a_resumed_sink_has_its_old_port_and_its_events() {
     let sink = Sink::start();
     assert_eq!(post(&sink, &batch_of(&[event(1)])).0, 200);
     sink.stop();
