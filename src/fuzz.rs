@@ -14,8 +14,11 @@ use crate::record::{Class, Flags, Head, Malformed, NoSymbols, View, json};
 const STACKS: [i8; 2] = [1, 2];
 const EVENT_BYTES: usize = 1024 * 1024;
 
-/// A crash report file: whatever it contains, the events made from it can be sent.
+/// A crash report file: whatever it contains, the events made from it can be sent. The same bytes as a breadcrumb file
+/// give at most as many breadcrumbs as are reported.
 pub fn crash_file(bytes: &[u8]) {
+    let started_at = bytes.get(16..24).and_then(|word| word.first_chunk()).map_or(0, |word| i64::from_le_bytes(*word));
+    assert!(crate::crash::breadcrumbs_in_file(bytes, started_at).len() <= 30);
     crate::crash::incidents_of_bytes(bytes, |incident, context| {
         if let Ok(record) = event_of(incident, context).finish(Uuid::nil(), 1, EVENT_BYTES) {
             sent(record.body()).expect("an event made by the library can be sent");

@@ -155,6 +155,7 @@ pub mod crashes {
     #[cfg_attr(docsrs, doc(cfg(feature = "crash-signals")))]
     pub use crate::client::{install_crash_handler, register_thread, try_install_crash_handler};
     pub use crate::client::{install_panic_hook, try_install_panic_hook};
+    pub use crate::crash::Breadcrumb;
     pub use crate::crash::exit::ExitCause;
     pub use crate::pipeline::PreviousRun;
 }

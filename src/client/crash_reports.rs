@@ -17,7 +17,9 @@ use uuid::{Builder, Uuid};
 use super::Shared;
 use super::receipt::Outcome;
 use crate::context;
-use crate::crash::{self, CrashReport, GRACE, Incident, PANIC, ProcessInfo, ProcessState, Record, Tag, flags};
+use crate::crash::{
+    self, Breadcrumb, CrashReport, GRACE, Incident, PANIC, ProcessInfo, ProcessState, Record, Tag, flags,
+};
 use crate::error::Error;
 use crate::event::Event;
 use crate::event::exception::{Chain, ChainEntry, ExceptionOptions, ExceptionStack, Level};
@@ -327,7 +329,7 @@ pub(crate) fn event_of(incident: &Incident, context: Option<&ProcessInfo>) -> Ev
     let options = ExceptionOptions::new().level(level).handled(false).mechanism(mechanism).source(source);
     let chain = Chain { entries, relation: "context", is_synthetic: false, failed_call: None };
     let mut event = chain.describe(options).props(facts(incident, context));
-    let steps = steps(&incident.record);
+    let steps = steps(&crash::breadcrumbs_in(&incident.record));
     if !steps.is_empty() {
         event.set("$exception_steps", steps);
     }
@@ -359,12 +361,12 @@ fn attribute(event: &mut Event, incident: &Incident) {
     }
 }
 
-/// The breadcrumbs, oldest first. If not all fit, the newest are kept.
-fn steps(record: &Record) -> Vec<Value> {
+/// Breadcrumbs as the value of `$exception_steps`, oldest first. If not all fit, the newest are kept.
+pub(super) fn steps(breadcrumbs: &[Breadcrumb]) -> Vec<Value> {
     let mut values = Vec::new();
     let mut budget = STEPS_MOST;
-    for breadcrumb in crash::breadcrumbs_in(record).iter().rev() {
-        let at = Timestamp::from_nanosecond(breadcrumb.at.into()).unwrap_or_default();
+    for breadcrumb in breadcrumbs.iter().rev() {
+        let at = Timestamp::try_from(breadcrumb.at).unwrap_or_default();
         let value = json!({ "$message": breadcrumb.text, "$timestamp": format!("{at:.3}") });
         // The length as JSON, in which a control character takes six bytes.
         let Some(left) = budget.checked_sub(value.to_string().len()) else { break };

@@ -116,14 +116,21 @@ pub fn register_thread() -> Result<(), Error> {
 }
 
 impl Client {
-    /// Adds a breadcrumb: a short text about what the program does. The report of a panic or a fatal signal has the
-    /// last 30 of them, and the names of the events that this client captured, as `$exception_steps`, oldest first,
-    /// each with its time.
+    /// Adds a breadcrumb: a short text about what the program does. The last 30 of them, oldest first, each with its
+    /// time, are
     ///
-    /// Works with the client of [`init`](crate::init), if [`install_panic_hook`](crate::install_panic_hook) or a crash
-    /// handler is installed; with other clients, and after [`opt_out`](Client::opt_out), it does nothing. At most 224
-    /// bytes of the text are kept. Takes some nanoseconds: no allocation, no lock, no file. The texts stay in this
-    /// process until it crashes; [`Config::before_send`](crate::Config::before_send) receives them with the event.
+    /// - in the report of a panic or a fatal signal, as `$exception_steps`, together with the names of the events that
+    ///   this client captured while [`install_panic_hook`](crate::install_panic_hook) or a crash handler was installed;
+    /// - in [`PreviousRun::breadcrumbs`](crate::crashes::PreviousRun::breadcrumbs) at the next start, however this
+    ///   process ended, also after SIGKILL.
+    ///
+    /// Works with the client of [`init`](crate::init); with other clients, and after [`opt_out`](Client::opt_out), it
+    /// does nothing. At most 224 bytes of the text are kept. Takes some nanoseconds: no allocation, no lock, no system
+    /// call. The texts are in a mapped file beside the queue, which only its owner may read, and leave the machine only
+    /// with the report or with the event of [`Config::report_previous_run`](crate::Config::report_previous_run), which
+    /// [`Config::before_send`](crate::Config::before_send) receives. In a forked child, and where the library does not
+    /// map files (file systems other than ext2/3/4 and tmpfs, so network file systems, too), they are in memory only,
+    /// and a SIGKILL loses them.
     ///
     /// ```
     /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
@@ -135,8 +142,19 @@ impl Client {
 }
 
 impl Shared {
+    /// This client is the process-wide one: breadcrumbs are kept from now on.
+    pub(super) fn keep_breadcrumbs(&self) {
+        let Some(pipeline) = &self.pipeline else { return };
+        if let Err(error) = pipeline.keep_breadcrumbs() {
+            let why = format!("breadcrumbs are in memory only, and a SIGKILL loses them: their file failed ({error})");
+            self.diagnostics.record(Diagnostic::InputIgnored { what: why });
+        }
+        self.keeps_breadcrumbs.store(true, Ordering::Relaxed);
+    }
+
     fn leave_breadcrumb(&self, text: &str) {
-        let Some(pipeline) = self.pipeline.as_ref().filter(|_| self.is_armed.load(Ordering::Relaxed)) else { return };
+        let is_kept = self.keeps_breadcrumbs.load(Ordering::Relaxed);
+        let Some(pipeline) = self.pipeline.as_ref().filter(|_| is_kept) else { return };
         // Also in a forked child, which inherits both the hook and the ring.
         let rules = self.opened_child().map_or(&self.rules, |child| &child.shared.rules);
         if !rules.is_opted_out() {
@@ -151,7 +169,7 @@ mod tests {
     use crate::{Config, Event};
 
     #[test]
-    fn a_client_that_no_hook_belongs_to_notes_nothing() {
+    fn a_client_that_is_not_process_wide_notes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let client = Client::new(Config::new("phc_quiet").queue_dir(dir.path()).host("http://127.0.0.1:9")).unwrap();
         client.breadcrumb("of another client");

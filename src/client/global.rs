@@ -35,6 +35,7 @@ pub fn init(config: Config) -> Result<Client, Error> {
     let client = Client::new(config)?;
     match CLIENT.set(client.clone()) {
         Ok(()) => {
+            client.shared.keep_breadcrumbs();
             if let Err(error) = arm_if_wanted() {
                 client
                     .shared

@@ -103,6 +103,8 @@ struct Shared {
     warned_of_exceptions: AtomicBool,
     /// In a forked child: the client that replaces this one.
     child: Child,
+    /// Whether this is the process-wide client, which keeps breadcrumbs.
+    keeps_breadcrumbs: AtomicBool,
     /// Whether crash reports of the process are written to this client's queue directory.
     is_armed: AtomicBool,
     /// Whether the thread that reads crash reports runs.
@@ -167,6 +169,7 @@ impl Client {
             refusals: Arc::new([const { AtomicU64::new(0) }; DropReason::COUNT]),
             warned_of_exceptions: AtomicBool::new(false),
             child: Child::default(),
+            keeps_breadcrumbs: AtomicBool::new(false),
             is_armed: AtomicBool::new(false),
             reader_runs: AtomicBool::new(false),
             has_new_reports: AtomicBool::new(false),

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 
+use super::crash_reports::steps;
 use super::{Client, Shared};
 use crate::crash::exit::ExitCause;
 use crate::event::{Event, uuids};
@@ -58,6 +59,10 @@ fn event_of(run: &PreviousRun, own_id: &str) -> Event {
         .prop("queued_events", run.queued_events);
     // Not the person of the current context, in case the client is created while a request is served.
     event.attribute_to_nobody(own_id);
+    let is_clean = matches!(run.cause, ExitCause::Clean | ExitCause::Exited { status: Some(0) });
+    if !is_clean && !run.breadcrumbs.is_empty() {
+        event.set("$exception_steps", steps(&run.breadcrumbs));
+    }
     if let Ok(at) = Timestamp::try_from(run.started_at) {
         event.set("started_at", at.to_string());
     }

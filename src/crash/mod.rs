@@ -86,9 +86,15 @@ use std::time::Duration;
 
 use crate::sys::disk::Disk;
 use crate::sys::disk::fork::lock_within;
+pub use breadcrumbs::Breadcrumb;
+#[cfg(fuzzing)]
+pub(crate) use breadcrumbs::in_file as breadcrumbs_in_file;
 #[cfg(test)]
 pub(crate) use breadcrumbs::recorded_texts;
-pub(crate) use breadcrumbs::{read_from as breadcrumbs_in, record_breadcrumb};
+pub(crate) use breadcrumbs::{
+    FILE as BREADCRUMBS_FILE, FILE_BYTES as BREADCRUMBS_BYTES, keep_in as keep_breadcrumbs_in,
+    left_in as breadcrumbs_left_in, read_from as breadcrumbs_in, record_breadcrumb,
+};
 use format::{Kind, Writer};
 pub(crate) use format::{Record, Tag, flags};
 pub(crate) use incident::{Incident, PANIC, ProcessState};

@@ -211,7 +211,7 @@ fn note_survival(disk: &Disk, path: &Path) -> io::Result<()> {
     file.write_all_at(file.len()?, record)
 }
 
-fn bytes_of(disk: &Disk, path: &Path, most: u64) -> io::Result<Vec<u8>> {
+pub(super) fn bytes_of(disk: &Disk, path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let file = disk.open(path, Open::ReadOnly)?;
     let mut bytes = vec![0; usize::try_from(file.len()?.min(most)).unwrap_or(0)];
     file.read_exact_at(0, &mut bytes)?;

@@ -5,6 +5,7 @@
 //! reports, how the run ended ([`PreviousRun`]). Crash reports of an orphan's owner are moved to this shard, whose client
 //! reports them.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant, SystemTime};
@@ -13,9 +14,9 @@ use nix::libc::SIGTERM;
 
 use super::options::PipelineOptions;
 use super::shared::{Pipeline, lock};
-use crate::crash;
 use crate::crash::exit::{ExitCause, ExitObserver, exit_cause, observe_exit};
 use crate::crash::termination;
+use crate::crash::{self, Breadcrumb};
 use crate::queue::{Heartbeat, Predecessor, Queue};
 use crate::report::Diagnostic;
 use crate::sys::clock::system_time;
@@ -44,6 +45,10 @@ pub struct PreviousRun {
     pub queued_events: u64,
     /// Whether the machine has booted since; `None` where the system does not provide it.
     pub machine_restarted: Option<bool>,
+    /// The last breadcrumbs of the run, oldest first, at most 30: see [`Client::breadcrumb`](crate::Client::breadcrumb).
+    /// Empty if the run had no process-wide client, if its queue was on a file system that the library does not map,
+    /// or if the machine stopped before they reached the disk.
+    pub breadcrumbs: Vec<Breadcrumb>,
 }
 
 impl PreviousRun {
@@ -53,6 +58,7 @@ impl PreviousRun {
         before: &Predecessor,
         fatal: Option<ExitCause>,
         queued_events: u64,
+        breadcrumbs: Vec<Breadcrumb>,
     ) -> Option<Self> {
         let life = before.run?;
         let same_boot = life.same_boot;
@@ -65,6 +71,7 @@ impl PreviousRun {
             alive_for: life.heartbeat.alive_for,
             queued_events,
             machine_restarted: same_boot.map(|same| !same),
+            breadcrumbs,
         })
     }
 }
@@ -137,6 +144,16 @@ impl Pipeline {
     /// The directory of crash reports; `None` if the queue is in memory.
     pub(crate) fn crash_dir(&self) -> Option<PathBuf> {
         (!self.shard.is_volatile()).then(|| self.shard.dir().join(crash::DIR))
+    }
+
+    /// Keeps the breadcrumbs of this process in a file of the shard from now on, where the next owner finds them. Where
+    /// the library does not map files they stay in memory.
+    pub(crate) fn keep_breadcrumbs(&self) -> io::Result<()> {
+        let (name, bytes) = (crash::BREADCRUMBS_FILE, crash::BREADCRUMBS_BYTES);
+        if let Some(page) = self.shard.open_owner_page(&self.options.disk, name, bytes)? {
+            crash::keep_breadcrumbs_in(page, self.shard.started_at());
+        }
+        Ok(())
     }
 
     /// Sets the callback for crash reports that were moved here from an orphan.

@@ -309,7 +309,9 @@ fn assemble(
 fn last_run(options: &PipelineOptions, dir: &Path, before: &Predecessor, queued_events: u64) -> Option<PreviousRun> {
     let of_life =
         |life: RunRecord| crash::fatal_record_of(&options.disk, &dir.join(crash::DIR), life.pid, life.started_at);
-    PreviousRun::of(options, before, before.run.and_then(of_life), queued_events)
+    let left = |life: RunRecord| crash::breadcrumbs_left_in(&options.disk, dir, life.started_at);
+    let breadcrumbs = before.run.map(left).unwrap_or_default();
+    PreviousRun::of(options, before, before.run.and_then(of_life), queued_events, breadcrumbs)
 }
 
 fn find_orphaned(options: &PipelineOptions) -> Vec<OrphanedQueue> {

@@ -8,6 +8,7 @@
 //! ```text
 //! shard-<n>/lock          held with flock by the owner for as long as it has the queue
 //!           status        the status page: one page that any process may read (`status_page.rs`)
+//!           (others)      files of the caller, of which one may be mapped (`owner_page.rs`)
 //!           journal-0..3  the arenas of the journal
 //!           queue.redb    the store
 //!           reserve       space that is freed so that deletes succeed on a full disk
@@ -39,6 +40,7 @@ mod evict;
 pub(crate) mod frame;
 pub(crate) mod journal;
 mod leases;
+mod owner_page;
 mod ownership;
 mod recovery;
 mod run;
@@ -66,6 +68,7 @@ pub(crate) use directory::{
 pub(crate) use error::{QueueError, StoreError};
 pub(crate) use evict::{EvictUntil, EvictionCursor};
 pub(crate) use leases::{Ack, ChunkRef, Lease, Leases, OWN, Rows, Totals};
+pub(crate) use owner_page::OwnerPage;
 pub(crate) use ownership::{Ownership, holds_idle_files};
 pub(crate) use recovery::{Finding, Opened};
 pub(crate) use run::{Heartbeat, RunRecord, task_id};

@@ -15,9 +15,10 @@
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::owner_page::OwnerPage;
 use super::run::RunRecord;
 use super::store::Ledger;
 use crate::sys::clock::WallNanos;
@@ -100,6 +101,8 @@ pub(crate) struct StatusPage {
     inside: AtomicU64,
     /// Whether the page may belong to another owner: nothing is written to it any more.
     is_released: AtomicBool,
+    /// A further page, if the layer above asked for one. Released together with this one.
+    pub(super) owner_page: OnceLock<Arc<OwnerPage>>,
 }
 
 impl StatusPage {
@@ -163,7 +166,8 @@ impl StatusPage {
 
     fn of_words(words: Mapping) -> Self {
         let (inside, is_released) = (AtomicU64::new(0), AtomicBool::new(false));
-        Self { words, file: None, adopts: false, started_at: 0, inside, is_released }
+        let owner_page = OnceLock::new();
+        Self { words, file: None, adopts: false, started_at: 0, inside, is_released, owner_page }
     }
 
     /// The queue is released: later calls write nothing.
@@ -174,6 +178,9 @@ impl StatusPage {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.is_released.store(true, Ordering::Release);
+        if let Some(page) = self.owner_page.get() {
+            page.release();
+        }
     }
 
     /// Reads the page of any shard. `None` if it cannot be read or is not a status page.

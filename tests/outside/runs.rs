@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::{Signal, raise};
@@ -244,5 +245,67 @@ fn an_event_reports_the_previous_run_if_configured() {
             close_empty(&fixture.client());
             assert_eq!(fixture.names().len(), 2);
         },
+    );
+}
+
+fn texts(run: &PreviousRun) -> Vec<&str> {
+    run.breadcrumbs.iter().map(|breadcrumb| breadcrumb.text.as_str()).collect()
+}
+
+/// Whether the library maps files in this directory. Elsewhere breadcrumbs are in memory only.
+fn is_mapped(dir: &Path) -> bool {
+    use nix::sys::statfs::{EXT4_SUPER_MAGIC, TMPFS_MAGIC, statfs};
+    [EXT4_SUPER_MAGIC, TMPFS_MAGIC].contains(&statfs(dir).unwrap().filesystem_type())
+}
+
+#[test]
+fn breadcrumbs_of_a_killed_run_are_in_the_next() {
+    apart_to_death(
+        Fixture::new,
+        |place| {
+            begin(place);
+            for step in 0..40 {
+                posthog::breadcrumb(format!("step {step}"));
+            }
+            // A child must not write into its parent's file.
+            forked(|| posthog::breadcrumb("of the child")).must_end_well();
+            raise(Signal::SIGKILL).unwrap();
+        },
+        |fixture| {
+            let last = if is_mapped(&fixture.shards()[0]) { 10..40 } else { 0..0 };
+            let expected: Vec<String> = last.map(|step| format!("step {step}")).collect();
+            let client = Client::new(fixture.config().report_previous_run(true)).unwrap();
+            let run = client.previous_run().unwrap();
+            assert_eq!((run.cause, texts(&run)), (ExitCause::Killed, expected.iter().map(String::as_str).collect()));
+            assert!(run.breadcrumbs.is_sorted_by_key(|breadcrumb| breadcrumb.at), "{run:?}");
+            assert!(run.breadcrumbs.iter().all(|breadcrumb| breadcrumb.at >= run.started_at), "{run:?}");
+            close_empty(&client);
+            let events = fixture.sink.events();
+            let reported = events.iter().find(|event| event.event == "previous_run_ended").unwrap();
+            let steps = reported.properties["$exception_steps"].as_array();
+            assert_eq!(steps.map_or(0, Vec::len), expected.len());
+            // That client was not the process-wide one, and left none of its own.
+            assert_eq!(texts(&self::reported(fixture)), Vec::<&str>::new());
+        },
+    );
+}
+
+#[test]
+fn breadcrumbs_after_a_close_are_not_in_the_next_run() {
+    apart(
+        |place| {
+            let client = begin(place);
+            posthog::breadcrumb("while it was open");
+            close_empty(&client);
+            // The shard may belong to another process by now.
+            let next = Client::new(place.config()).unwrap();
+            posthog::breadcrumb("after that");
+            let expected = if is_mapped(&next.stats().dir.unwrap()) { vec!["while it was open"] } else { vec![] };
+            assert_eq!(texts(&next.previous_run().unwrap()), expected);
+            drop(next);
+            let next = place.client().previous_run().unwrap();
+            assert_eq!((next.cause, texts(&next)), (ExitCause::Clean, vec![]));
+        },
+        |_| (),
     );
 }

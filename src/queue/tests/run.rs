@@ -136,3 +136,31 @@ fn run_words_left_by_an_older_version_are_ignored() {
     std::fs::write(&path, page).unwrap();
     assert_eq!(open(dir.path()).1, None);
 }
+
+/// The words of an owner's page, as far as it may be written.
+fn page_of(queue: &Queue, mapped: bool) -> Option<Arc<OwnerPage>> {
+    queue.open_owner_page(&Machine::disk(1, mapped), "notes", 4096).unwrap()
+}
+
+#[test]
+fn an_owners_page_outlives_it_and_is_closed_with_it() {
+    let dir = scratch();
+    let (first, _) = open(dir.path());
+    let page = page_of(&first, true).unwrap();
+    page.words().unwrap()[7].store(77, Ordering::Relaxed);
+    assert!(page_of(&first, true).is_none(), "a queue has one");
+    first.close();
+    assert!(page.words().is_none() && page_of(&first, true).is_none(), "it may belong to another owner");
+    let (second, _) = open(dir.path());
+    let page = page_of(&second, true).unwrap();
+    assert_eq!((page.words().unwrap().len(), page.words().unwrap()[7].load(Ordering::Relaxed)), (512, 77));
+}
+
+#[test]
+fn where_files_are_not_mapped_an_owner_has_no_page() {
+    let dir = scratch();
+    let (queue, _) = open_as(false, false, 1, dir.path());
+    assert!(page_of(&queue, false).is_none() && !first_shard(dir.path()).join("notes").exists());
+    let volatile = Queue::volatile(&Machine::disk(1, true), &options(dir.path())).unwrap();
+    assert!(page_of(&volatile, true).is_none());
+}
