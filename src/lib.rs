@@ -65,8 +65,11 @@
 //! * `anyhow`, `eyre`: capture reports of these crates (`Client::capture_anyhow`, `Client::capture_eyre`).
 //! * `brotli`, `zstd`: more codecs for [`Config::compression`].
 //! * `crash-signals`: `install_crash_handler`, which reports fatal signals, on Linux.
+//! * `log`: `integrations::log`, a logger around another logger: errors become exceptions, other records breadcrumbs.
 //! * `testing`: `posthog::testing`, a client between a manual clock, a scripted server and a temporary directory.
 //! * `tower`: `integrations::tower`, a layer that serves each HTTP request in a [`Context`] of its own.
+//! * `tracing`: `integrations::tracing`, a layer for `tracing-subscriber`: errors become exceptions, other events
+//!   breadcrumbs.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

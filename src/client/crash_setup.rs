@@ -2,6 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
+#[cfg(any(feature = "log", feature = "tracing"))]
+use super::crash_reports::steps;
 use super::{Client, Shared, global};
 use crate::crash;
 use crate::error::Error;
@@ -138,6 +140,20 @@ impl Client {
     /// ```
     pub fn breadcrumb(&self, text: impl AsRef<str>) {
         self.shared.leave_breadcrumb(text.as_ref());
+    }
+}
+
+#[cfg(any(feature = "log", feature = "tracing"))]
+impl Client {
+    /// Whether a breadcrumb would be kept.
+    #[inline]
+    pub(crate) fn keeps_breadcrumbs(&self) -> bool {
+        self.shared.keeps_breadcrumbs.load(Ordering::Relaxed) && !self.shared.rules.is_opted_out()
+    }
+
+    /// The newest breadcrumbs as the value of `$exception_steps`.
+    pub(crate) fn recent_steps(&self) -> Vec<serde_json::Value> {
+        if self.keeps_breadcrumbs() { steps(&crash::recent_breadcrumbs()) } else { Vec::new() }
     }
 }
 

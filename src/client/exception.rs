@@ -108,7 +108,7 @@ impl Client {
         self.take_exception(options, Edge::above(&here), &|| of_eyre(report))
     }
 
-    pub(super) fn take_exception(
+    pub(crate) fn take_exception(
         &self,
         options: ExceptionOptions,
         edge: Edge,

@@ -49,6 +49,12 @@ pub fn init(config: Config) -> Result<Client, Error> {
     }
 }
 
+/// The process-wide client without a count of its handles.
+#[cfg(any(feature = "log", feature = "tracing"))]
+pub(crate) fn process_wide() -> Option<&'static Client> {
+    CLIENT.get()
+}
+
 /// The process-wide client, if [`init`] has created one.
 pub fn client() -> Option<Client> {
     CLIENT.get().cloned()

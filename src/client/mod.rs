@@ -67,6 +67,8 @@ pub use drain::{AfterDrain, DrainOptions, drain_on_terminate};
 use failure::{Place, explain};
 use flags::Flags;
 pub use flags::{AllFlags, FeatureFlagResult, FeatureFlags, FlagsProblem};
+#[cfg(any(feature = "log", feature = "tracing"))]
+pub(crate) use global::process_wide;
 pub use global::{breadcrumb, capture, capture_exception, client, init};
 pub use receipt::{Outcome, Receipt};
 use rules::Rules;

@@ -144,6 +144,19 @@ pub(super) fn append_to(writer: &mut Writer<'_>) {
     }
 }
 
+/// The newest breadcrumbs of this process, oldest first.
+#[cfg(any(feature = "log", feature = "tracing"))]
+pub(crate) fn recent() -> Vec<Breadcrumb> {
+    let newest = COUNT.load(Ordering::Relaxed);
+    let numbers = newest.saturating_sub(REPORTED_MOST as u64).saturating_add(1)..=newest;
+    let read = |number| {
+        let mut field = [0; WORD + TEXT_MOST];
+        let len = copy(entry_of(&RING, number)?, number, &mut field)?;
+        Breadcrumb::decode(field.get(..len)?)
+    };
+    numbers.filter_map(read).collect()
+}
+
 /// The breadcrumbs in a record, oldest first.
 pub(crate) fn read_from(record: &Record) -> Vec<Breadcrumb> {
     let mut breadcrumbs: Vec<Breadcrumb> = record.all(Tag::Breadcrumb).filter_map(Breadcrumb::decode).collect();

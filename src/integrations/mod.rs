@@ -6,10 +6,20 @@
 //!
 //! | feature | module | for |
 //! |---|---|---|
+//! | `log` | `log` | a logger for the crate `log`: errors become exceptions, other records breadcrumbs |
+//! | `tracing` | `tracing` | a layer for `tracing-subscriber`: errors become exceptions, other events breadcrumbs |
 //! | `tower` | `tower` | a [`Context`](crate::Context) for each HTTP request, with axum, tonic, hyper and others |
 //!
 //! To use one, enable its feature.
 
+#[cfg(any(feature = "log", feature = "tracing"))]
+mod lines;
+#[cfg(feature = "log")]
+#[cfg_attr(docsrs, doc(cfg(feature = "log")))]
+pub mod log;
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub mod tower;
+#[cfg(feature = "tracing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
+pub mod tracing;

@@ -79,7 +79,7 @@ const FOREIGN_PATHS: [&str; 13] = [
 ];
 
 /// Crates that are libraries, never a program. Sorted.
-const FOREIGN_CRATES: [&str; 18] = [
+const FOREIGN_CRATES: [&str; 19] = [
     "alloc",
     "anyhow",
     "backtrace",
@@ -98,6 +98,7 @@ const FOREIGN_CRATES: [&str; 18] = [
     "tokio",
     "tracing",
     "tracing_core",
+    "tracing_subscriber",
 ];
 
 /// Functions that run before and around `main`, for which no file is known. Sorted.

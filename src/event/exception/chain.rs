@@ -53,6 +53,13 @@ impl<'a> Chain<'a> {
         Self::read(&error, ptr::from_ref(error).cast(), std::any::type_name::<E>())
     }
 
+    /// A message that is no error, under a type of the caller's choice.
+    #[cfg(any(feature = "log", feature = "tracing"))]
+    pub(crate) fn of_message(kind: &str, message: String) -> Self {
+        let entry = ChainEntry { kind: kind.to_owned(), message, ..ChainEntry::default() };
+        Self { entries: vec![entry], relation: "cause", is_synthetic: true, failed_call: None }
+    }
+
     /// Not generic, so it is compiled once. `error` is a reference to the reference, so that it may be unsized.
     fn read(error: &dyn Error, address: *const (), type_name: &'static str) -> Self {
         let mut failed_call = None;
@@ -121,7 +128,7 @@ fn kind_of_cause(cause: &(dyn Error + 'static), message: &str, note: &mut impl F
 }
 
 /// Formats foreign values: at most `most` bytes, and whether formatting panicked or failed.
-pub(super) fn print(most: usize, what: fmt::Arguments<'_>) -> (String, bool) {
+pub(crate) fn print(most: usize, what: fmt::Arguments<'_>) -> (String, bool) {
     let mut printed = BoundedText { text: String::new(), left: most, is_full: false };
     let result = call(|| printed.write_fmt(what));
     let has_failed = result.is_none_or(|result| result.is_err() && !printed.is_full);

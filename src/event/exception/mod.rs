@@ -33,6 +33,8 @@ mod printed;
 mod tests;
 
 pub use chain::AdHocError;
+#[cfg(any(feature = "log", feature = "tracing"))]
+pub(crate) use chain::print;
 pub(crate) use chain::{Chain, ChainEntry};
 pub(crate) use event::ExceptionStack;
 pub use options::{ExceptionOptions, Level, ParseLevelError};

@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic, also in its helper functions")]
 
+// Here because a process has one global subscriber, and no other test of this program has a subscriber of its own.
+#[path = "testing/global_layer.rs"]
+mod global_layer;
+
 use std::time::Duration;
 
 use posthog::reports::EndpointStatus;

@@ -2,6 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic, also in its helper functions")]
 
+#[path = "testing/log.rs"]
+mod log_records;
+#[path = "testing/tracing.rs"]
+mod tracing_events;
+
 use std::time::{Duration, SystemTime};
 
 use posthog::diagnostics::Diagnostic;

@@ -1,0 +1,234 @@
+//! A logger for the crate `log` that passes each record on to another logger: errors that the program logs become
+//! exceptions, and the records before them breadcrumbs.
+//!
+//! ```no_run
+//! # struct Stderr;
+//! # impl log::Log for Stderr {
+//! #     fn enabled(&self, _: &log::Metadata) -> bool { true }
+//! #     fn log(&self, _: &log::Record) {}
+//! #     fn flush(&self) {}
+//! # }
+//! use posthog::integrations::log::Logger;
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     // `Stderr` is the program's logger, such as `env_logger::Builder::from_default_env().build()`.
+//!     log::set_boxed_logger(Box::new(Logger::new(Stderr)))?;
+//!     log::set_max_level(log::LevelFilter::Info);
+//!     let client = posthog::init(posthog::Config::from_env())?;
+//!     posthog::install_panic_hook();
+//!
+//!     log::info!("read the cart"); // a breadcrumb
+//!     log::error!(code = 7; "cannot read the cart"); // an exception with the property `code`
+//!     client.close();
+//!     Ok(())
+//! }
+//! ```
+//!
+//! | level | becomes |
+//! |---|---|
+//! | error | an exception |
+//! | warn, info | a breadcrumb, if the client is the process-wide one |
+//! | debug, trace | nothing |
+//!
+//! [`Logger::event_filter`] decides otherwise. An exception has the target of the record as its type, the message as its
+//! message, the stack of the line, the key-value pairs of the record as properties, and the properties `log_message`,
+//! `log_level`, `log_target`, `log_module`, `log_file`, `log_line` and `$exception_steps`, which are described for the
+//! layer of the feature `tracing`. At most 64 pairs and 16 KiB are kept.
+//!
+//! The library's own records, and those of packages on the library's threads, are passed on and never captured. A
+//! record that is above `log::max_level` costs nothing.
+//!
+//! A program that passes records of `log` on to `tracing` (with `tracing-log`, which `tracing_subscriber`'s `init`
+//! installs by default) uses the layer of the feature `tracing` alone. With both, each record would be reported twice.
+
+use std::fmt;
+
+use ::log::kv::{self, Key, VisitSource, VisitValue};
+use ::log::{Level as LogLevel, Log, Metadata, Record};
+
+pub use super::lines::EventAction;
+use super::lines::{BreadcrumbText, Destination, Fields, LINE_FIELDS, Line, Place, is_ours, is_refused, message_of};
+use crate::client::Client;
+use crate::crash::Edge;
+use crate::event::exception::Level;
+use crate::sys::reentry;
+
+const SOURCE: &str = "log.logger";
+
+type ActionOf = Box<dyn Fn(&Metadata<'_>) -> EventAction + Send + Sync>;
+
+/// A logger around another logger. See the [module](self).
+pub struct Logger<L> {
+    inner: L,
+    destination: Destination,
+    action: Option<ActionOf>,
+}
+
+impl<L: Log> Logger<L> {
+    /// Passes each record on to `inner`, and captures with the process-wide client, which is looked up for each record.
+    pub fn new(inner: L) -> Self {
+        Self { inner, destination: Destination::ProcessWide, action: None }
+    }
+
+    /// Captures with this client. It is kept open: [`close`](Client::close) it when the program ends.
+    #[must_use]
+    pub fn client(mut self, client: &Client) -> Self {
+        self.destination = Destination::Given(client.clone());
+        self
+    }
+
+    /// Decides what becomes of a record. Called for each record; a filter that panics ignores it.
+    ///
+    /// ```
+    /// # fn wrap<L: log::Log>(inner: L) -> posthog::integrations::log::Logger<L> {
+    /// use posthog::integrations::log::{EventAction, Logger};
+    ///
+    /// Logger::new(inner).event_filter(|metadata| match metadata.level() {
+    ///     log::Level::Error if metadata.target().starts_with("my_app") => EventAction::Exception,
+    ///     log::Level::Error | log::Level::Warn => EventAction::Breadcrumb,
+    ///     _ => EventAction::Ignore,
+    /// })
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn event_filter(mut self, filter: impl Fn(&Metadata<'_>) -> EventAction + Send + Sync + 'static) -> Self {
+        self.action = Some(Box::new(filter));
+        self
+    }
+
+    fn action(&self, metadata: &Metadata<'_>) -> EventAction {
+        if is_ours(metadata.target()) {
+            return EventAction::Ignore;
+        }
+        match &self.action {
+            Some(filter) => reentry::caught(|| filter(metadata)).unwrap_or(EventAction::Ignore),
+            None => match metadata.level() {
+                LogLevel::Error => EventAction::Exception,
+                LogLevel::Warn | LogLevel::Info => EventAction::Breadcrumb,
+                _ => EventAction::Ignore,
+            },
+        }
+    }
+}
+
+impl<L: Log> Log for Logger<L> {
+    /// Whether the other logger wants it, or this one.
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.inner.enabled(metadata) || self.action(metadata) != EventAction::Ignore
+    }
+
+    // Not inlined, because its frame marks the edge of the stack.
+    #[inline(never)]
+    fn log(&self, record: &Record<'_>) {
+        let here = 0;
+        if self.inner.enabled(record.metadata()) {
+            self.inner.log(record);
+        }
+        if is_refused() {
+            return;
+        }
+        let Some(client) = self.destination.client() else { return };
+        match self.action(record.metadata()) {
+            EventAction::Ignore => {}
+            EventAction::Breadcrumb => add_breadcrumb(client, record),
+            action => capture(client, record, action, Edge::above(&here)),
+        }
+    }
+
+    fn flush(&self) {
+        self.inner.flush();
+    }
+}
+
+impl<L: fmt::Debug> fmt::Debug for Logger<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Logger");
+        shown.field("inner", &self.inner).field("destination", &self.destination).finish_non_exhaustive()
+    }
+}
+
+fn add_breadcrumb(client: &Client, record: &Record<'_>) {
+    BreadcrumbText::add_to(client, record.level().as_str(), record.target(), |text| {
+        text.message(*record.args());
+        let _ = record.key_values().visit(&mut BreadcrumbVisitor(text));
+    });
+}
+
+fn capture(client: &Client, record: &Record<'_>, action: EventAction, edge: Edge) {
+    let mut fields = Fields::new(LINE_FIELDS);
+    // Foreign code: a source may do anything.
+    reentry::calling_out(|| reentry::caught(|| record.key_values().visit(&mut FieldVisitor(&mut fields)).is_ok()));
+    let place = Place {
+        level: level_of(record.level()),
+        target: record.target(),
+        module: record.module_path(),
+        file: record.file(),
+        line: record.line(),
+    };
+    let line = Line { place, message: message_of(*record.args()), fields, spans: Vec::new() };
+    if action == EventAction::Event {
+        client.capture(line.event());
+    } else {
+        client.take_exception(line.options(client, SOURCE), edge, &|| line.chain());
+    }
+}
+
+fn level_of(level: LogLevel) -> Level {
+    match level {
+        LogLevel::Error => Level::Error,
+        LogLevel::Warn => Level::Warning,
+        LogLevel::Info => Level::Info,
+        LogLevel::Debug | LogLevel::Trace => Level::Debug,
+    }
+}
+
+/// Writes pairs into a breadcrumb.
+struct BreadcrumbVisitor<'a>(&'a mut BreadcrumbText);
+
+impl<'kvs> VisitSource<'kvs> for BreadcrumbVisitor<'_> {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: kv::Value<'kvs>) -> Result<(), kv::Error> {
+        self.0.field(key.as_str(), format_args!("{value}"));
+        Ok(())
+    }
+}
+
+/// Copies pairs.
+struct FieldVisitor<'a>(&'a mut Fields);
+
+impl<'kvs> VisitSource<'kvs> for FieldVisitor<'_> {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: kv::Value<'kvs>) -> Result<(), kv::Error> {
+        value.visit(ValueVisitor { fields: self.0, name: key.as_str() })
+    }
+}
+
+struct ValueVisitor<'a> {
+    fields: &'a mut Fields,
+    name: &'a str,
+}
+
+impl<'v> VisitValue<'v> for ValueVisitor<'_> {
+    fn visit_any(&mut self, value: kv::Value<'_>) -> Result<(), kv::Error> {
+        self.fields.set_text(self.name.to_owned(), format_args!("{value}"));
+        Ok(())
+    }
+
+    fn visit_u64(&mut self, value: u64) -> Result<(), kv::Error> {
+        self.fields.set(self.name.to_owned(), value);
+        Ok(())
+    }
+
+    fn visit_i64(&mut self, value: i64) -> Result<(), kv::Error> {
+        self.fields.set(self.name.to_owned(), value);
+        Ok(())
+    }
+
+    fn visit_f64(&mut self, value: f64) -> Result<(), kv::Error> {
+        self.fields.set(self.name.to_owned(), value);
+        Ok(())
+    }
+
+    fn visit_bool(&mut self, value: bool) -> Result<(), kv::Error> {
+        self.fields.set(self.name.to_owned(), value);
+        Ok(())
+    }
+}
