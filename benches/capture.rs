@@ -79,7 +79,8 @@ fn alone() {
 /// Cost of capturing an error with two causes, with and without a stack trace, a dozen calls below `main`.
 fn exceptions() {
     let dir = queue_dir();
-    let client = open(dir.path(), |config| quiet(config).journal_bytes(64 << 20));
+    let off = Duration::from_secs(10);
+    let client = open(dir.path(), |config| quiet(config).journal_bytes(64 << 20).exception_rate_limit(0, off));
     let clock = clock_cost();
     let error = three_deep();
     let stackless = || posthog::exceptions::ExceptionOptions::new().stack(false);
@@ -93,6 +94,29 @@ fn exceptions() {
     ] {
         row(what, &together(&[reported(report, 20_000, clock)]).line(), "", "");
         checkpoint(&client);
+    }
+    limited_exceptions(&error, clock);
+}
+
+/// Cost of an exception that the rate limit drops, of a type that is known and of one behind `dyn Error`.
+fn limited_exceptions(error: &std::io::Error, clock: u64) {
+    let dir = queue_dir();
+    let a_day = Duration::from_secs(86_400);
+    let client = open(dir.path(), |config| quiet(config).exception_rate_limit(1, a_day));
+    let of_a_type = || client.capture_exception(error);
+    let unsized_error: &dyn std::error::Error = error;
+    let behind_dyn = || client.capture_exception(unsized_error);
+    for (what, report) in [
+        ("capture_exception, dropped by the rate limit", &of_a_type as &dyn Fn() -> posthog::Receipt),
+        ("the same behind dyn Error", &behind_dyn),
+    ] {
+        let one = |_| {
+            let start = Instant::now();
+            let _ = std::hint::black_box(report());
+            (start.elapsed().as_nanos() as u64).saturating_sub(clock)
+        };
+        let took: Vec<u64> = (0..20_000).map(one).collect();
+        row(what, &together(&[took]).line(), "", "");
     }
 }
 

@@ -140,6 +140,7 @@ pub mod exceptions {
 
     #[doc(no_inline)]
     pub use crate::client::capture_exception;
+    pub use crate::config::TraceContext;
     pub use crate::event::exception::{AdHocError, ExceptionOptions, Level, ParseLevelError};
 }
 

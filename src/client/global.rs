@@ -5,12 +5,13 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Client;
+use super::exception::Site;
 use super::receipt::Receipt;
 use crate::config::Config;
-use crate::crash::{self, Edge};
+use crate::crash;
 use crate::error::Error;
 use crate::event::Event;
-use crate::event::exception::{Chain, ExceptionOptions};
+use crate::event::exception::ExceptionOptions;
 use crate::recorder::log_without_client;
 use crate::report::{Diagnostic, DropReason};
 
@@ -78,11 +79,12 @@ pub fn capture(event: Event) -> Receipt {
 /// [`Client::capture_exception`] with the process-wide client. Before [`init`] it is `Dropped(NotInitialized)`, as with
 /// [`capture`].
 #[inline(never)]
+#[track_caller]
 pub fn capture_exception<E: StdError + ?Sized>(error: &E) -> Receipt {
     let here = 0;
     let options = ExceptionOptions::new();
     match CLIENT.get() {
-        Some(client) => client.take_exception(options, Edge::above(&here), &|| Chain::of(error)),
+        Some(client) => client.take_exception(options, Site::above(&here), &error),
         None => drop_before_init(&Event::new_anon("$exception")),
     }
 }

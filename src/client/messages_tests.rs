@@ -443,6 +443,7 @@ fn every_drop_reason_has_a_pinned_text() {
             "the group's key is blank",
             "there is no property to set",
             "posthog::init was not called yet",
+            "more exceptions of this type and place than the rate limit allows",
         ]
     );
 }

@@ -6,7 +6,7 @@
 //! another runtime, or none.
 //!
 //! * `capture.rs`: the calls that capture, from the event to its receipt. `exception.rs`: errors as events, with the
-//!   stack of the call.
+//!   stack of the call, and `exception_limit.rs`: how many of them in which time.
 //! * `ai.rs`: the second pipeline, for AI events. Calls about the whole client (flush, shutdown, statistics, dead
 //!   letters) go to both pipelines and combine the results.
 //! * `flags/`: feature flags.
@@ -31,6 +31,7 @@ mod crash_setup;
 mod dead_letters;
 mod drain;
 mod exception;
+mod exception_limit;
 mod failure;
 pub(crate) mod flags;
 mod global;
@@ -64,6 +65,9 @@ pub use crash_setup::{install_crash_handler, register_thread, try_install_crash_
 pub use crash_setup::{install_panic_hook, try_install_panic_hook};
 pub use dead_letters::DeadLetter;
 pub use drain::{AfterDrain, DrainOptions, drain_on_terminate};
+#[cfg(any(feature = "log", feature = "tracing"))]
+pub(crate) use exception::{Site, Unread};
+use exception_limit::ExceptionLimit;
 use failure::{Place, explain};
 use flags::Flags;
 pub use flags::{AllFlags, FeatureFlagResult, FeatureFlags, FlagsProblem};
@@ -103,6 +107,7 @@ struct Shared {
     refusals: Arc<[AtomicU64; DropReason::COUNT]>,
     /// Whether [`Diagnostic::ManualException`] was reported.
     warned_of_exceptions: AtomicBool,
+    exception_limit: ExceptionLimit,
     /// In a forked child: the client that replaces this one.
     child: Child,
     /// Whether this is the process-wide client, which keeps breadcrumbs.
@@ -161,6 +166,7 @@ impl Client {
                 Some(pipeline)
             }
         };
+        let exception_limit = ExceptionLimit::new(settings.exception_rate_limit);
         let shared = Shared {
             pipeline,
             ai: AiLane::default(),
@@ -170,6 +176,7 @@ impl Client {
             diagnostics,
             refusals: Arc::new([const { AtomicU64::new(0) }; DropReason::COUNT]),
             warned_of_exceptions: AtomicBool::new(false),
+            exception_limit,
             child: Child::default(),
             keeps_breadcrumbs: AtomicBool::new(false),
             is_armed: AtomicBool::new(false),

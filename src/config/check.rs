@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::endpoint::{former_projects, headers, project};
 use super::flags::FlagSettings;
+use super::values::TraceSource;
 use super::{BeforeSend, Config};
 use crate::context;
 use crate::crash::InProcess;
@@ -31,6 +32,8 @@ pub(crate) struct Settings {
     pub(crate) report_previous_run: bool,
     pub(crate) disable_geoip: bool,
     pub(crate) exact_timestamps: bool,
+    pub(crate) exception_rate_limit: (u32, Duration),
+    pub(crate) trace_context: Option<TraceSource>,
     pub(crate) shutdown_timeout: Duration,
     pub(crate) tracing_hosts: Arc<[String]>,
 }
@@ -57,6 +60,10 @@ impl Config {
         let pipeline = if self.disabled { None } else { Some(self.pipeline(&mut diagnostics)?) };
         let mut super_properties = Pairs::default();
         let shutdown_timeout = within("shutdown_timeout", self.shutdown_timeout, &SHUTDOWN_TIMEOUT)?;
+        let exception_rate_limit = (
+            within("exception_rate_limit", self.exception_rate_limit.0, &EXCEPTION_BURST)?,
+            within("exception_rate_limit", self.exception_rate_limit.1, &EXCEPTION_REFILL)?,
+        );
         let flags = self.flag_settings()?;
         for pair in self.super_properties {
             super_properties.merge(&pair.map_err(|why| Error::config("super_property", why))?);
@@ -73,6 +80,8 @@ impl Config {
                 report_previous_run: self.report_previous_run,
                 disable_geoip: self.disable_geoip,
                 exact_timestamps: self.exact_timestamps,
+                exception_rate_limit,
+                trace_context: self.trace_context,
                 shutdown_timeout,
                 tracing_hosts: self.tracing_hosts.into_iter().map(pattern).collect::<Result<_, _>>()?,
             },
@@ -282,6 +291,8 @@ mod tests {
         assert_eq!(refused(config().max_in_flight(0)), "max_in_flight");
         assert_eq!(refused(config().request_timeout(Duration::MAX)), "request_timeout");
         assert_eq!(refused(config().retry_backoff(Duration::from_secs(9), Duration::from_secs(1))), "retry_backoff");
+        assert_eq!(refused(config().exception_rate_limit(0, Duration::ZERO)), "exception_rate_limit");
+        assert_eq!(refused(config().exception_rate_limit(100_001, Duration::from_secs(1))), "exception_rate_limit");
         assert_eq!(refused(config().queue_dir("")), "queue_dir");
         assert_eq!(refused(config().overflow(OverflowPolicy::Block(Duration::from_secs(3601)))), "overflow");
         assert_eq!(refused(config().min_free_space(u64::MAX)), "min_free_space");

@@ -39,7 +39,8 @@ use crate::transport::Proxy;
 pub(crate) use check::Settings;
 use flags::FlagOptions;
 pub(crate) use flags::FlagSettings;
-pub use values::{BeforeSend, FlagsProtocol};
+use values::TraceSource;
+pub use values::{BeforeSend, FlagsProtocol, TraceContext};
 
 /// The settings of a client.
 ///
@@ -104,6 +105,8 @@ pub struct Config {
     pub(super) super_properties: Vec<Result<Pairs, String>>,
     pub(super) symbolicate: bool,
     pub(super) source_context: bool,
+    pub(super) exception_rate_limit: (u32, Duration),
+    pub(super) trace_context: Option<TraceSource>,
     pub(super) tracing_hosts: Vec<String>,
     pub(super) before_send: Vec<BeforeSend>,
     pub(super) on_delivery: Option<OnDelivery>,
@@ -157,6 +160,8 @@ impl Config {
             super_properties: Vec::new(),
             symbolicate: true,
             source_context: false,
+            exception_rate_limit: limits::EXCEPTION_RATE_DEFAULT,
+            trace_context: None,
             tracing_hosts: Vec::new(),
             before_send: Vec::new(),
             on_delivery: None,
@@ -492,6 +497,21 @@ impl Config {
         self
     }
 
+    /// How many captured exceptions of one type and place may come at once, and the time after which one more may (a
+    /// token bucket for each). Further ones are [`Dropped(RateLimited)`](crate::DropReason::RateLimited), and the next
+    /// one that passes has the number of those before it in the property `exception_missed_before`. Default 10 and 10
+    /// s, as in PostHog's own libraries; 0 turns the limit off. At most 100,000; from 1 ms to 24 h.
+    ///
+    /// The type is that of the outermost error, the place is the source line that calls
+    /// [`capture_exception`](crate::Client::capture_exception) (or
+    /// [`rate_limit_key`](crate::exceptions::ExceptionOptions::rate_limit_key)). The last 1024 of them are remembered.
+    /// The limit is checked before the error is read and the stack is captured, so a dropped exception costs next to
+    /// nothing. Panics and crashes are not limited by this setting; those of one place have a limit of their own.
+    pub fn exception_rate_limit(mut self, burst: u32, refill: Duration) -> Self {
+        self.exception_rate_limit = (burst, refill);
+        self
+    }
+
     /// Starts opted out: see [`Client::opt_out`](crate::Client::opt_out). Default: off.
     pub fn opted_out(mut self, opted_out: bool) -> Self {
         self.opted_out = opted_out;
@@ -525,6 +545,35 @@ impl Config {
     /// [`Client::set_before_send`](crate::Client::set_before_send).
     pub fn before_send(mut self, hook: impl Fn(Event) -> Option<Event> + Send + Sync + 'static) -> Self {
         self.before_send.push(BeforeSend::new(hook));
+        self
+    }
+
+    /// A function that returns the trace of the calling thread. It is called for each captured exception, on the thread
+    /// that captures it, and the exception gets the ids as `$trace_id` and `$span_id`, by which PostHog links it to logs
+    /// and spans. An exception that has one of these properties already keeps what it has. `None`: there is no trace.
+    /// Not called for exceptions that are dropped before they are read, and not for panics and crashes. It must be
+    /// quick. A panic in it is caught and reported, and the exception is sent without the ids. Default: none.
+    ///
+    /// With `tracing-opentelemetry`, where spans of `tracing` are also those of OpenTelemetry:
+    ///
+    // Not compiled here: it needs three packages of OpenTelemetry, whose versions the program chooses.
+    /// ```ignore
+    /// use opentelemetry::trace::TraceContextExt;
+    /// use posthog::exceptions::TraceContext;
+    /// use tracing_opentelemetry::OpenTelemetrySpanExt;
+    ///
+    /// let config = posthog::Config::from_env().trace_context(|| {
+    ///     let context = tracing::Span::current().context();
+    ///     let span = context.span();
+    ///     let ids = span.span_context();
+    ///     ids.is_valid().then(|| TraceContext::new(ids.trace_id(), ids.span_id()))
+    /// });
+    /// ```
+    ///
+    /// Without that layer, where the program attaches contexts of OpenTelemetry itself, use
+    /// `opentelemetry::Context::current()` instead of `Span::current().context()`.
+    pub fn trace_context(mut self, source: impl Fn() -> Option<TraceContext> + Send + Sync + 'static) -> Self {
+        self.trace_context = Some(TraceSource::new(source));
         self
     }
 

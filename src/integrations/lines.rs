@@ -9,7 +9,7 @@ use std::fmt::{self, Write};
 
 use serde_json::{Map, Value};
 
-use crate::client::{Client, process_wide};
+use crate::client::{Client, Unread, process_wide};
 use crate::event::Event;
 use crate::event::exception::{Chain, ExceptionOptions, Level, print};
 use crate::sys::limits::{NAME_KEPT, beginning};
@@ -184,18 +184,18 @@ impl Line<'_> {
     /// The options of an exception for this line, with the breadcrumbs before it.
     pub(super) fn options(&self, client: &Client, source: &str) -> ExceptionOptions {
         let options = ExceptionOptions::new().level(self.place.level).mechanism("logger").source(source);
-        let options = options.props(self.properties());
+        let place = format!("{}:{}", self.place.file.unwrap_or(self.place.target), self.place.line.unwrap_or(0));
+        let options = options.props(self.properties()).rate_limit_key(place);
         match client.recent_steps() {
             steps if steps.is_empty() => options,
             steps => options.prop("$exception_steps", steps),
         }
     }
 
-    /// The exception of a line without an error: PostHog groups by type and stack, so its type is the target, which
-    /// does not change with the values in the message.
-    pub(super) fn chain(&self) -> Chain<'static> {
-        let kind = if self.place.target.is_empty() { "log" } else { self.place.target };
-        Chain::of_message(beginning(kind, NAME_KEPT), self.text())
+    /// The type of the exception of a line without an error: PostHog groups by type and stack, so this is the target,
+    /// which does not change with the values in the message.
+    fn exception_type(&self) -> &str {
+        if self.place.target.is_empty() { "log" } else { beginning(self.place.target, NAME_KEPT) }
     }
 
     /// The message; without one, the fields.
@@ -213,6 +213,16 @@ impl Line<'_> {
         let message = self.message.trim();
         let name = if message.is_empty() { self.place.target } else { message };
         Event::new_anon(beginning(name, NAME_KEPT)).props(self.properties())
+    }
+}
+
+impl Unread for Line<'_> {
+    fn kind(&self) -> Cow<'static, str> {
+        self.exception_type().to_owned().into()
+    }
+
+    fn read(&self) -> Chain<'static> {
+        Chain::of_message(self.exception_type(), self.text())
     }
 }
 

@@ -48,7 +48,7 @@ use ::log::{Level as LogLevel, Log, Metadata, Record};
 
 pub use super::lines::EventAction;
 use super::lines::{BreadcrumbText, Destination, Fields, LINE_FIELDS, Line, Place, is_ours, is_refused, message_of};
-use crate::client::Client;
+use crate::client::{Client, Site};
 use crate::crash::Edge;
 use crate::event::exception::Level;
 use crate::sys::reentry;
@@ -169,7 +169,7 @@ fn capture(client: &Client, record: &Record<'_>, action: EventAction, edge: Edge
     if action == EventAction::Event {
         client.capture(line.event());
     } else {
-        client.take_exception(line.options(client, SOURCE), edge, &|| line.chain());
+        client.take_exception(line.options(client, SOURCE), Site::of_line(edge), &line);
     }
 }
 

@@ -104,9 +104,9 @@ pub use super::lines::EventAction;
 use super::lines::{
     Bounds, BreadcrumbText, Destination, Fields, LINE_FIELDS, Line, OpenSpan, Place, is_ours, is_refused, message_of,
 };
-use crate::client::Client;
+use crate::client::{Client, Site};
 use crate::crash::Edge;
-use crate::event::exception::{Chain, Level};
+use crate::event::exception::Level;
 use crate::sys::reentry;
 
 /// Kept of one span.
@@ -364,10 +364,10 @@ fn capture(client: &Client, event: &::tracing::Event<'_>, spans: Vec<OpenSpan>, 
         let options = line.options(client, SOURCE);
         // The error can be reached during the visit only.
         event.record(&mut ErrorVisitor(Some(|error: &(dyn Error + 'static)| {
-            client.take_exception(options, edge, &|| Chain::of(error));
+            client.take_exception(options, Site::of_line(edge), &error);
         })));
     } else {
-        client.take_exception(line.options(client, SOURCE), edge, &|| line.chain());
+        client.take_exception(line.options(client, SOURCE), Site::of_line(edge), &line);
     }
 }
 

@@ -413,9 +413,11 @@ fn category_of(reason: DropReason) -> DiagnosticCategory {
         | DropReason::TimestampOutOfRange
         | DropReason::TooLarge => DiagnosticCategory::Validation,
         DropReason::BeforeSend | DropReason::BeforeSendPanicked => DiagnosticCategory::BeforeSend,
-        DropReason::JournalFull | DropReason::JournalBusy | DropReason::QueueFull | DropReason::DiskFull => {
-            DiagnosticCategory::Capacity
-        }
+        DropReason::JournalFull
+        | DropReason::JournalBusy
+        | DropReason::QueueFull
+        | DropReason::DiskFull
+        | DropReason::RateLimited => DiagnosticCategory::Capacity,
         DropReason::Storage => DiagnosticCategory::Storage,
         DropReason::Disabled
         | DropReason::NotInitialized

@@ -57,10 +57,14 @@ pub enum DropReason {
     /// [`posthog::capture`](crate::capture) was called before [`init`](crate::init). The first such event is logged;
     /// none is counted.
     NotInitialized,
+    /// More exceptions of this type were captured at this place than
+    /// [`Config::exception_rate_limit`](crate::Config::exception_rate_limit) allows. The next one that passes has the
+    /// number of those before it, in `exception_missed_before`.
+    RateLimited,
 }
 
 impl DropReason {
-    pub(crate) const ALL: [DropReason; 22] = [
+    pub(crate) const ALL: [DropReason; 23] = [
         DropReason::Disabled,
         DropReason::Closed,
         DropReason::EmptyName,
@@ -83,6 +87,7 @@ impl DropReason {
         DropReason::EmptyGroupKey,
         DropReason::NothingToSet,
         DropReason::NotInitialized,
+        DropReason::RateLimited,
     ];
     pub(crate) const COUNT: usize = Self::ALL.len();
 
@@ -121,6 +126,9 @@ impl DropReason {
             DropReason::EmptyGroupKey => ("empty_group_key", "the group's key is blank"),
             DropReason::NothingToSet => ("nothing_to_set", "there is no property to set"),
             DropReason::NotInitialized => ("not_initialized", "posthog::init was not called yet"),
+            DropReason::RateLimited => {
+                ("rate_limited", "more exceptions of this type and place than the rate limit allows")
+            }
         }
     }
 }

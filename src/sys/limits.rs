@@ -56,6 +56,11 @@ pub(crate) const RETRY_BACKOFF: RangeInclusive<Duration> = Duration::from_millis
 pub(crate) const RETRY_AFTER_CAP_DEFAULT: Duration = Duration::from_secs(3600);
 pub(crate) const RETRY_AFTER_CAP: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
 
+/// Captured exceptions of one type and place: how many may come at once, and the time after which one more may.
+pub(crate) const EXCEPTION_RATE_DEFAULT: (u32, Duration) = (10, Duration::from_secs(10));
+pub(crate) const EXCEPTION_BURST: RangeInclusive<u32> = 0..=100_000;
+pub(crate) const EXCEPTION_REFILL: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(86_400);
+
 /// Requests in flight.
 pub(crate) const MAX_IN_FLIGHT_DEFAULT: usize = 4;
 pub(crate) const MAX_IN_FLIGHT: RangeInclusive<usize> = 1..=64;

@@ -65,6 +65,8 @@ mod answer;
 #[cfg(test)]
 mod definitions_tests;
 #[cfg(test)]
+mod exceptions_tests;
+#[cfg(test)]
 mod flags_tests;
 mod harness;
 #[cfg(test)]

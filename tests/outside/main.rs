@@ -14,6 +14,7 @@ mod descriptors;
 mod directories;
 mod disk_full;
 mod endings;
+mod exceptions;
 mod fixture;
 mod flags;
 mod fork;

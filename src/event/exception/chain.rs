@@ -4,6 +4,7 @@
 //! made inside `catch_unwind` with bounded output, and a call that fails costs only what it would have returned
 //! ([`Chain::failed_call`]).
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt::{self, Debug, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -103,6 +104,19 @@ impl<'a> Chain<'a> {
         }
         self
     }
+}
+
+/// The type of an error as far as it is known without reading the error: the compiler's name; behind `dyn Error` the
+/// name at the beginning of the Debug text, of which at most [`DEBUG_READ`] bytes are printed.
+pub(crate) fn type_of<E: Error + ?Sized>(error: &E) -> Cow<'static, str> {
+    let type_name = std::any::type_name::<E>();
+    if type_name == std::any::type_name::<AdHocError>() {
+        return ad_hoc_kind(&error).map_or(Cow::Borrowed(UNNAMED), Cow::Owned);
+    }
+    if !type_name.contains("dyn ") {
+        return Cow::Borrowed(type_name);
+    }
+    in_debug(&error, "", &mut |_, _| ()).map_or(Cow::Borrowed(UNNAMED), Cow::Owned)
 }
 
 /// Calls foreign code; `None` if it panics.

@@ -35,7 +35,7 @@ mod tests;
 pub use chain::AdHocError;
 #[cfg(any(feature = "log", feature = "tracing"))]
 pub(crate) use chain::print;
-pub(crate) use chain::{Chain, ChainEntry};
+pub(crate) use chain::{Chain, ChainEntry, type_of};
 pub(crate) use event::ExceptionStack;
 pub use options::{ExceptionOptions, Level, ParseLevelError};
 #[cfg(feature = "anyhow")]

@@ -62,6 +62,8 @@ pub struct ExceptionOptions {
     pub(super) mechanism: Option<String>,
     pub(super) source: Option<String>,
     pub(super) fingerprint: Option<String>,
+    /// What the rate limit counts by instead of the place of the call.
+    pub(crate) rate_limit_key: Option<String>,
     /// Whether the stack of the call is to be captured.
     pub(crate) stack: bool,
     /// The stack that the error captured itself.
@@ -86,6 +88,7 @@ impl ExceptionOptions {
             mechanism: None,
             source: None,
             fingerprint: None,
+            rate_limit_key: None,
             stack: true,
             own_stack: None,
             invalid: Vec::new(),
@@ -177,6 +180,25 @@ impl ExceptionOptions {
     /// Sets the event's uuid, as [`Event::uuid`] does.
     pub fn uuid(mut self, uuid: Uuid) -> Self {
         self.event.set_uuid(uuid);
+        self
+    }
+
+    /// Sets what the rate limit ([`Config::exception_rate_limit`](crate::Config::exception_rate_limit)) counts by,
+    /// beside the type of the error. Default: the source line that calls the capture function. For a function that
+    /// captures the errors of many others, which would all share one bucket: the name of the job, or the place that it
+    /// knows the error is from. The number of different keys should be small. A blank text is ignored.
+    ///
+    /// ```
+    /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
+    /// use posthog::exceptions::ExceptionOptions;
+    ///
+    /// fn job_failed(client: &posthog::Client, job: &str, error: &dyn std::error::Error) {
+    ///     client.capture_exception_with(error, ExceptionOptions::new().rate_limit_key(job));
+    /// }
+    /// # job_failed(&client, "import", &std::fmt::Error);
+    /// ```
+    pub fn rate_limit_key(mut self, key: impl Into<String>) -> Self {
+        self.rate_limit_key = Some(key.into()).filter(|text| !is_blank(text)).or(self.rate_limit_key);
         self
     }
 
