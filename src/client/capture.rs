@@ -163,7 +163,22 @@ impl Shared {
         if let Some(pairs) = self.rules.super_properties() {
             event.add_absent(&pairs);
         }
+        if !self.settings.release.is_empty() || event.is_exception() {
+            self.add_own_facts(&mut event);
+        }
         event
+    }
+
+    /// Adds the release, and to an exception the operating system, unless the event is about an earlier process.
+    #[inline(never)]
+    fn add_own_facts(&self, event: &mut Event) {
+        if event.has_process_facts() {
+            return;
+        }
+        event.add_absent(&self.settings.release);
+        if event.is_exception() {
+            event.add_absent(&self.settings.system);
+        }
     }
 
     #[cold]

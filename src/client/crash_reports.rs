@@ -24,6 +24,7 @@ use crate::error::Error;
 use crate::event::Event;
 use crate::event::exception::{Chain, ChainEntry, ExceptionOptions, ExceptionStack, Level};
 use crate::pipeline::{self, Pipeline};
+use crate::record::Pairs;
 use crate::record::stack::Stack;
 use crate::report::{Diagnostic, DropReason};
 use crate::sys::clock::{WallNanos, system_time};
@@ -63,7 +64,7 @@ impl Shared {
             return Err(Error::QueueDir { path: pipeline.options().queue.queue_dir.clone(), why, source: None });
         };
         let disk = &pipeline.options().disk;
-        crash::arm(disk, &dir, own_process(disk)).map_err(|error| Error::QueueDir {
+        crash::arm(disk, &dir, own_process(disk, self.settings.process_facts())).map_err(|error| Error::QueueDir {
             path: dir,
             why: "the crash report file cannot be created in it".to_owned(),
             source: Some(error.into()),
@@ -280,7 +281,7 @@ fn uuid_of(report: &CrashReport, incident: &Incident) -> Uuid {
 }
 
 /// Describes this process for its report file.
-fn own_process(disk: &Disk) -> ProcessInfo {
+fn own_process(disk: &Disk, facts: Pairs) -> ProcessInfo {
     let mut instance = [0; 16];
     for (place, byte) in
         instance.iter_mut().zip([random_u64(), random_u64()].iter().flat_map(|word| word.to_le_bytes()))
@@ -294,6 +295,7 @@ fn own_process(disk: &Disk) -> ProcessInfo {
         executable,
         host_name: crash::host_name(),
         lib_version: env!("CARGO_PKG_VERSION").to_owned(),
+        facts,
         ..ProcessInfo::default()
     }
 }
@@ -329,6 +331,7 @@ pub(crate) fn event_of(incident: &Incident, context: Option<&ProcessInfo>) -> Ev
     let options = ExceptionOptions::new().level(level).handled(false).mechanism(mechanism).source(source);
     let chain = Chain { entries, relation: "context", is_synthetic: false, failed_call: None };
     let mut event = chain.describe(options).props(facts(incident, context));
+    event.add_process_facts(context.map_or(&Pairs::default(), |context| &context.facts));
     let steps = steps(&crash::breadcrumbs_in(&incident.record));
     if !steps.is_empty() {
         event.set("$exception_steps", steps);

@@ -83,3 +83,21 @@ fn only_the_reader_of_the_armed_client_is_woken() {
     reading.recv_timeout(PATIENCE).expect("the reader of the armed client is woken");
     go_on.send(()).unwrap();
 }
+
+#[test]
+fn a_crash_has_the_release_of_the_process_that_crashed() {
+    let dir = tempfile::tempdir().unwrap();
+    write_report_of_dead_process(&crash_dir(dir.path()), "one-1.phx");
+    let (seen, captured) = channel();
+    let config = config(dir.path()).release("checkout", "2.0").before_send(move |event| {
+        let _ = seen.send((event.name().to_owned(), event.properties()));
+        Some(event)
+    });
+    let client = Client::new(config).unwrap();
+    client.capture(Event::new("of_this_run", "user_1"));
+    let [one, other] = [(); 2].map(|()| captured.recv_timeout(PATIENCE).expect("both events are captured"));
+    let (crash, own) = if one.0 == "$exception" { (one.1, other.1) } else { (other.1, one.1) };
+    assert_eq!((&own["$app_namespace"], &own["$app_version"]), (&"checkout".into(), &"2.0".into()));
+    assert_eq!((crash.get("$app_namespace"), &crash["$app_version"]), (None, &"1.0".into()));
+    assert_eq!(crash.get("$os"), None, "that process has noted none");
+}

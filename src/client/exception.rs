@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::error::Error;
 use std::panic::Location;
+use std::sync::Arc;
 
 use super::exception_limit::{MISSED_BEFORE, key_of};
 use super::receipt::{Outcome, Receipt};
@@ -231,6 +232,7 @@ impl Shared {
         for what in std::mem::take(&mut options.invalid) {
             self.diagnostics.record(Diagnostic::InputIgnored { what });
         }
+        options.in_app = Arc::clone(&self.settings.in_app);
         let chain = error.read();
         if let Some(what) = chain.failed_call {
             let what = format!("part of a captured error was left out: its {what} panicked or failed");

@@ -15,13 +15,15 @@ use crate::delivery::{CaptureProtocol, Compression, DeliveryOptions, PaceOptions
 use crate::error::Error;
 use crate::pipeline::{Intervals, Lane, Limits, OverflowPolicy, PipelineOptions};
 use crate::queue::{Project, QueueOptions, journal};
-use crate::record::{LIB_NAME, LIB_VERSION, NoSymbols, Pairs};
+use crate::record::symbols::InAppRules;
+use crate::record::{LIB_NAME, LIB_VERSION, NoSymbols, Pairs, Symbols};
 use crate::recorder::DiagnosticHook;
 use crate::report::Diagnostic;
 use crate::sys::backoff::Backoff;
 use crate::sys::clock::Clock;
 use crate::sys::disk::Disk;
 use crate::sys::limits::{self, *};
+use crate::sys::machine::{self, System};
 use crate::sys::wording::bytes;
 use crate::transport::TransportOptions;
 
@@ -34,8 +36,22 @@ pub(crate) struct Settings {
     pub(crate) exact_timestamps: bool,
     pub(crate) exception_rate_limit: (u32, Duration),
     pub(crate) trace_context: Option<TraceSource>,
+    pub(crate) in_app: Arc<InAppRules>,
+    /// Properties of all events.
+    pub(crate) release: Pairs,
+    /// Properties of all exceptions.
+    pub(crate) system: Pairs,
     pub(crate) shutdown_timeout: Duration,
     pub(crate) tracing_hosts: Arc<[String]>,
+}
+
+impl Settings {
+    /// The properties that all exceptions of this process have.
+    pub(crate) fn process_facts(&self) -> Pairs {
+        let mut facts = self.release.clone();
+        facts.merge(&self.system);
+        facts
+    }
 }
 
 /// A valid configuration, as options of the layers below.
@@ -64,6 +80,7 @@ impl Config {
             within("exception_rate_limit", self.exception_rate_limit.0, &EXCEPTION_BURST)?,
             within("exception_rate_limit", self.exception_rate_limit.1, &EXCEPTION_REFILL)?,
         );
+        let release = self.release_properties(|name| std::env::var(name).ok())?;
         let flags = self.flag_settings()?;
         for pair in self.super_properties {
             super_properties.merge(&pair.map_err(|why| Error::config("super_property", why))?);
@@ -82,6 +99,10 @@ impl Config {
                 exact_timestamps: self.exact_timestamps,
                 exception_rate_limit,
                 trace_context: self.trace_context,
+                in_app: Arc::new(self.in_app),
+                release,
+                // A disabled client opens no file.
+                system: if self.disabled { Pairs::default() } else { system_properties(machine::system()) },
                 shutdown_timeout,
                 tracing_hosts: self.tracing_hosts.into_iter().map(pattern).collect::<Result<_, _>>()?,
             },
@@ -91,6 +112,26 @@ impl Config {
             flags,
             on_diagnostic: self.on_diagnostic,
         })
+    }
+
+    /// The properties that name the release: `$release_id` of the environment, name and version of the program.
+    fn release_properties(&self, var: impl Fn(&str) -> Option<String>) -> Result<Pairs, Error> {
+        let mut properties = Vec::new();
+        // According to PostHog's specification the environment is read once, and a blank id is none.
+        let id = var(RELEASE_ID).map(|id| id.trim().to_owned()).filter(|id| !id.is_empty());
+        if let Some(id) = id.filter(|id| id.len() <= RELEASE_TEXT_MOST) {
+            properties.push(("$release_id", id));
+        }
+        if let Some((name, version)) = &self.release {
+            for (key, text) in [("$app_namespace", name), ("$app_version", version)] {
+                if text.trim().is_empty() || text.len() > RELEASE_TEXT_MOST {
+                    let why = format!("needs a name and a version of 1 to {RELEASE_TEXT_MOST} bytes; one is {text:?}");
+                    return Err(Error::config("release", why));
+                }
+                properties.push((key, text.clone()));
+            }
+        }
+        Ok(Pairs::of(&properties).unwrap_or_default())
     }
 
     fn pipeline(&self, diagnostics: &mut Vec<Diagnostic>) -> Result<PipelineOptions, Error> {
@@ -194,7 +235,7 @@ impl Config {
             compression: compression(self.compression, self.protocol)?,
             max_batch_events: within("max_batch_events", self.max_batch_events, &MAX_BATCH_EVENTS)?,
             max_batch_bytes: within("max_batch_bytes", self.max_batch_bytes, &MAX_BATCH_BYTES)?,
-            symbols: if self.symbolicate { Arc::new(InProcess::new(self.source_context)) } else { Arc::new(NoSymbols) },
+            symbols: self.symbols(),
             pace: PaceOptions {
                 max_in_flight: within("max_in_flight", self.max_in_flight, &MAX_IN_FLIGHT)?,
                 max_retries: within("max_retries", self.max_retries, &MAX_RETRIES)?,
@@ -203,6 +244,13 @@ impl Config {
                 first_send_jitter: within("first_send_jitter", self.first_send_jitter, &jitter)?,
             },
         })
+    }
+
+    fn symbols(&self) -> Arc<dyn Symbols> {
+        if !self.symbolicate {
+            return Arc::new(NoSymbols);
+        }
+        Arc::new(InProcess::new(self.source_context).with_rules(Arc::new(self.in_app.clone())))
     }
 
     fn transport(&self) -> Result<TransportOptions, Error> {
@@ -223,6 +271,17 @@ impl Config {
             headers: headers(&self.headers)?,
         })
     }
+}
+
+/// The environment variable with the id of the release that is deployed, as all libraries of PostHog read it.
+const RELEASE_ID: &str = "POSTHOG_RELEASE_ID";
+
+/// The properties that name the operating system, as PostHog's libraries for servers name it.
+fn system_properties(system: &System) -> Pairs {
+    let System { name, version, distribution } = system;
+    let all = [("$os", Some(*name)), ("$os_version", version.as_deref()), ("$os_distro", distribution.as_deref())];
+    let known: Vec<_> = all.into_iter().filter_map(|(key, text)| Some((key, text?))).collect();
+    Pairs::of(&known).unwrap_or_default()
 }
 
 /// Checks that the protocol and this build support a codec.
@@ -306,6 +365,27 @@ mod tests {
         assert_eq!(refused(within(5)), "", "the default is lowered");
         assert_eq!(within(5).check().unwrap().pipeline.unwrap().transport.connect_timeout, Duration::from_secs(5));
         assert_eq!(refused(within(5).connect_timeout(Duration::from_secs(6))), "connect_timeout");
+    }
+
+    #[test]
+    fn a_release_has_an_id_of_the_environment_or_a_name() {
+        let named = |config: Config, id: &str| {
+            let var = |name: &str| (name == "POSTHOG_RELEASE_ID").then(|| id.to_owned());
+            let pairs = config.release_properties(var).unwrap();
+            let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+            let value = |bytes: &[u8]| crate::record::values::value_as::<String>(bytes).unwrap();
+            pairs.entries().map(|(key, at)| format!("{}={}", text(key), value(at))).collect::<Vec<_>>()
+        };
+        let long = "x".repeat(257);
+        for nothing in ["", " \n", &long] {
+            assert_eq!(named(config(), nothing), [""; 0], "{nothing:?}");
+        }
+        assert_eq!(named(config(), " rel-abc123 \n"), ["$release_id=rel-abc123"]);
+        let both = named(config().release("checkout", "1.4.0"), "rel-abc123");
+        assert_eq!(both, ["$release_id=rel-abc123", "$app_namespace=checkout", "$app_version=1.4.0"]);
+        for (name, version) in [("", "1"), ("checkout", " "), (&long, "1")] {
+            assert_eq!(refused(config().release(name, version)), "release", "{name:?} {version:?}");
+        }
     }
 
     #[test]

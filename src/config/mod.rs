@@ -31,6 +31,7 @@ use crate::delivery::{DeliveryNotice, OnDelivery};
 use crate::event::Event;
 use crate::pipeline::OverflowPolicy;
 use crate::record::Pairs;
+use crate::record::symbols::InAppRules;
 use crate::recorder::DiagnosticHook;
 use crate::report::Diagnostic;
 use crate::sys::limits;
@@ -103,10 +104,12 @@ pub struct Config {
     pub(super) exact_timestamps: bool,
     pub(super) opted_out: bool,
     pub(super) super_properties: Vec<Result<Pairs, String>>,
+    pub(super) release: Option<(String, String)>,
     pub(super) symbolicate: bool,
     pub(super) source_context: bool,
     pub(super) exception_rate_limit: (u32, Duration),
     pub(super) trace_context: Option<TraceSource>,
+    pub(super) in_app: InAppRules,
     pub(super) tracing_hosts: Vec<String>,
     pub(super) before_send: Vec<BeforeSend>,
     pub(super) on_delivery: Option<OnDelivery>,
@@ -158,10 +161,12 @@ impl Config {
             exact_timestamps: false,
             opted_out: false,
             super_properties: Vec::new(),
+            release: None,
             symbolicate: true,
             source_context: false,
             exception_rate_limit: limits::EXCEPTION_RATE_DEFAULT,
             trace_context: None,
+            in_app: InAppRules::default(),
             tracing_hosts: Vec::new(),
             before_send: Vec::new(),
             on_delivery: None,
@@ -478,6 +483,24 @@ impl Config {
         self
     }
 
+    /// The release of the program, for all events that have no other: its name (`$app_namespace`) and its version
+    /// (`$app_version`), each of at most 256 bytes. PostHog's error tracking shows by them in which release an
+    /// exception occurred, if there is a release of the same name and version; `posthog-cli` creates it
+    /// (`--release-name`, `--release-version`). Default: none.
+    ///
+    /// A release that was created at deployment is named by its id instead: if the environment has `POSTHOG_RELEASE_ID`
+    /// when the client is created, all events have it as `$release_id`, and PostHog prefers it. A crash report has the
+    /// release of the process that crashed.
+    ///
+    /// ```
+    /// let config = posthog::Config::new("phc_example").release(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
+    /// # let _ = config;
+    /// ```
+    pub fn release(mut self, name: impl Into<String>, version: impl Into<String>) -> Self {
+        self.release = Some((name.into(), version.into()));
+        self
+    }
+
     /// Whether the addresses of stacks are resolved to names before they are sent, as far as the build that sends has
     /// symbols. It happens on the delivery thread and takes 50 to 300 ms for the first stack of a place, depending on
     /// the size of the executable, and nothing for the next. Not done if the executable is larger than 256 MiB, has no
@@ -490,10 +513,35 @@ impl Config {
 
     /// Whether frames of the program's own code are sent with their line of source and five lines around it, read when
     /// the event is sent from the path in the debug information. That works on the machine that built the program.
+    /// PostHog itself shows uploaded sources only (`posthog-cli symbol-sets upload --include-source`) and does not read
+    /// these; they are for other readers of the events.
     /// Needs [`symbolicate`](Self::symbolicate). Default: off, because it sends source code to PostHog and looks for
     /// files that a production machine does not have.
     pub fn source_context(mut self, on: bool) -> Self {
         self.source_context = on;
+        self
+    }
+
+    /// Frames that are the program's own (`in_app`) although the library takes them for those of a library: all whose
+    /// source path (`/build/vendor/ours/`) or function path (`our_crate::`) begins with one of these. PostHog shows and
+    /// groups exceptions by the frames that are the program's own. May be called several times. Default: none, see
+    /// `docs/crashes.md` for the rules that apply otherwise.
+    ///
+    /// The paths are those of the debug information. A frame without a name and a file matches nothing.
+    pub fn in_app_include<P: Into<String>>(mut self, prefixes: impl IntoIterator<Item = P>) -> Self {
+        self.in_app.included.extend(prefixes.into_iter().map(Into::into));
+        self
+    }
+
+    /// Frames that are not the program's own, as [`in_app_include`](Self::in_app_include), which this overrides:
+    /// generated code, or a crate of the workspace that calls all others. May be called several times.
+    ///
+    /// ```
+    /// let config = posthog::Config::new("phc_example").in_app_exclude(["our_framework::", "src/generated/"]);
+    /// # let _ = config;
+    /// ```
+    pub fn in_app_exclude<P: Into<String>>(mut self, prefixes: impl IntoIterator<Item = P>) -> Self {
+        self.in_app.excluded.extend(prefixes.into_iter().map(Into::into));
         self
     }
 

@@ -106,6 +106,8 @@ pub(crate) enum Tag {
     Images = 37,
     /// Start of the process, in clock ticks since boot. Distinguishes it from a later process with the same pid.
     StartTicks = 38,
+    /// Properties that all exceptions of the process have (release, operating system), as a MessagePack map.
+    Facts = 39,
 }
 
 pub(crate) mod flags {

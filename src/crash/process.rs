@@ -11,6 +11,7 @@ use nix::libc;
 
 use super::format::{Kind, Record, Tag, Writer, flags};
 use super::symbols::Modules;
+use crate::record::Pairs;
 use crate::record::stack::{Image, decode_images, encode_images};
 use crate::sys::disk::fork::lock_within;
 
@@ -145,6 +146,8 @@ pub(crate) struct ProcessInfo {
     pub(crate) executable: String,
     pub(crate) host_name: String,
     pub(crate) lib_version: String,
+    /// Properties that all its exceptions have: release, operating system.
+    pub(crate) facts: Pairs,
     /// The loaded images, encoded. Filled when a report is read; what is written is always the current list.
     pub(crate) images: Vec<u8>,
 }
@@ -160,6 +163,7 @@ impl ProcessInfo {
         writer.bytes(Tag::Executable, self.executable.as_bytes());
         writer.bytes(Tag::HostName, self.host_name.as_bytes());
         writer.bytes(Tag::LibVersion, self.lib_version.as_bytes());
+        writer.bytes(Tag::Facts, &self.facts.to_map());
         writer.bytes(Tag::Images, &encode_images(&Modules::loaded().images().collect::<Vec<_>>()));
         writer.finish().map(<[u8]>::to_vec).unwrap_or_default()
     }
@@ -177,6 +181,7 @@ impl ProcessInfo {
             executable: record.text(Tag::Executable).unwrap_or_default(),
             host_name: record.text(Tag::HostName).unwrap_or_default(),
             lib_version: record.text(Tag::LibVersion).unwrap_or_default(),
+            facts: Pairs::of_map(record.bytes(Tag::Facts).unwrap_or_default()),
             images: record.bytes(Tag::Images).unwrap_or_default().to_vec(),
         }
     }

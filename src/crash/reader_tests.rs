@@ -7,12 +7,13 @@ use super::format::{Kind, Tag, Writer};
 use super::process::start_ticks;
 use super::reader::{CrashReport, fatal_record_of, has_unread_reports, limit_unread, unread_reports};
 use super::{ProcessState, adopt_reports};
+use crate::record::Pairs;
 use crate::sys::disk::Disk;
 
 /// A pid that no process has: above the maximum on Linux.
 const NOBODY: u64 = 0x7fff_fff0;
 
-/// Writes a file of a process that is gone, with one panic.
+/// Writes a file of a process of release 1.0 that is gone, with one panic.
 pub(crate) fn write_report_of_dead_process(dir: &Path, name: &str) {
     write_report(dir, name, NOBODY, 1);
 }
@@ -24,6 +25,7 @@ fn write_report(dir: &Path, name: &str, pid: u64, started: u64) -> PathBuf {
     writer.number(Tag::Pid, pid);
     writer.number(Tag::StartTicks, started);
     writer.bytes(Tag::Executable, b"/usr/bin/program");
+    writer.bytes(Tag::Facts, &Pairs::of(&[("$app_version", "1.0")]).unwrap().to_map());
     let mut bytes = writer.finish().unwrap().to_vec();
     let mut writer = Writer::new(&mut buffer, Kind::Panic, 0, 1);
     writer.number(Tag::Time, 1_000);

@@ -30,6 +30,8 @@ pub(super) struct Draft {
     pub(super) blank_distinct_id: bool,
     /// Whether the distinct id is determined when the event is captured.
     pub(super) anonymous: bool,
+    /// Whether it has the facts of the process that it is about, which may be an earlier one.
+    pub(super) has_process_facts: bool,
     pub(super) uuid: Option<Uuid>,
     pub(super) timestamp: Option<WallNanos>,
     /// The first reason why the event cannot be sent.
@@ -95,6 +97,7 @@ impl Draft {
             blank_name,
             blank_distinct_id,
             anonymous,
+            has_process_facts,
             uuid,
             timestamp,
             invalid,
@@ -103,7 +106,7 @@ impl Draft {
         groups.clear();
         (*map_at, *property_count, *group_count) = (0, 0, 0);
         (*class, *flags) = (Class::default(), Flags::default());
-        (*blank_name, *blank_distinct_id, *anonymous) = (false, false, false);
+        (*blank_name, *blank_distinct_id, *anonymous, *has_process_facts) = (false, false, false, false);
         (*uuid, *timestamp, *invalid) = (None, None, None);
     }
 

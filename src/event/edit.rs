@@ -128,6 +128,19 @@ impl Event {
         }
     }
 
+    /// Adds what the process that the event is about has noted of itself (release, operating system). Those of the
+    /// process that captures the event are not added then: it may be a later release.
+    pub(crate) fn add_process_facts(&mut self, facts: &Pairs) {
+        self.add_absent(facts);
+        self.draft.has_process_facts = true;
+    }
+
+    /// Whether [`add_process_facts`](Self::add_process_facts) was called.
+    #[inline]
+    pub(crate) fn has_process_facts(&self) -> bool {
+        self.draft.has_process_facts
+    }
+
     /// Whether the event has a flag that is sent as this property. Adding the property too would override the flag.
     fn has_flag_for(&self, name: &[u8]) -> bool {
         let flag = match name {

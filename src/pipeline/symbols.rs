@@ -45,6 +45,10 @@ impl Symbols for Guarded {
         self.symbols.source(file, line)
     }
 
+    fn is_in_app(&self, function: &str, file: Option<&str>, in_executable: bool) -> bool {
+        self.symbols.is_in_app(function, file, in_executable)
+    }
+
     fn rest(&self) {
         self.symbols.rest();
         if self.marked.swap(0, Ordering::AcqRel) != 0 {

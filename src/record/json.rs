@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::body::{Entries, Flags, LIB_NAME, View};
 use super::msgpack::{Malformed, NUMBER_EXT, Reader, Token, is_number, text};
 use super::stack::{IMAGES_EXT, Image, STACK_EXT, Stack, decode_images};
-use super::symbols::{NoSymbols, Symbol, Symbols, is_in_app, is_panic_machinery};
+use super::symbols::{NoSymbols, Symbol, Symbols, is_panic_machinery, module_of};
 
 /// Up to this number of keys, comparing each with each is faster than a hash table.
 const FEW: usize = 32;
@@ -482,7 +482,7 @@ fn write_frame(
 ) {
     let in_executable = image.is_some_and(|image| image.is_main);
     let (file, line) = symbol.map_or((None, None), |symbol| (symbol.file.as_deref(), symbol.line));
-    let in_app = symbol.map_or(in_executable, |symbol| is_in_app(&symbol.function, file, in_executable));
+    let in_app = symbol.map_or(in_executable, |symbol| symbols.is_in_app(&symbol.function, file, in_executable));
     let function = match (symbol, image) {
         (Some(symbol), _) => Some(symbol.function.clone()).filter(|function| !function.is_empty()),
         (None, Some(image)) => Some(format!("{}+{:#x}", image.file_name(), address.wrapping_sub(image.address))),
@@ -500,6 +500,11 @@ fn write_frame(
         frame.field("function", function);
     }
     if let Some(file) = file {
+        // Not without a file: PostHog then makes one of the module and the image's address, which changes with each
+        // process, and groups by it.
+        if let Some(module) = symbol.and_then(|symbol| module_of(&symbol.function)) {
+            frame.field("module", module);
+        }
         frame.field("filename", file);
     }
     if let Some(line) = line {

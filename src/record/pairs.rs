@@ -42,6 +42,19 @@ impl Pairs {
         }
     }
 
+    /// The pairs as a MessagePack map.
+    pub(crate) fn to_map(&self) -> Vec<u8> {
+        let mut map = Vec::new();
+        append_map_header(&mut map, self.count);
+        map.extend_from_slice(&self.bytes);
+        map
+    }
+
+    /// Reads what [`to_map`](Self::to_map) wrote, from untrusted bytes. Anything else has no pairs.
+    pub(crate) fn of_map(map: &[u8]) -> Self {
+        if msgpack::check(map).is_ok() { Self::in_value(map) } else { Self::default() }
+    }
+
     /// The pairs, each name as the bytes of its text.
     pub(crate) fn entries(&self) -> Entries<'_> {
         Entries::new(self.count, &self.bytes)
@@ -149,6 +162,19 @@ mod tests {
 
     fn of(pairs: impl Serialize) -> Result<Value, Unencodable> {
         Pairs::of(&pairs).map(|pairs| shown(&pairs))
+    }
+
+    #[test]
+    fn pairs_read_back_from_a_map_and_other_bytes_have_none() {
+        let pairs = Pairs::of(&[("a", 1), ("b", 2)]).unwrap();
+        let map = pairs.to_map();
+        assert_eq!(Pairs::of_map(&map), pairs);
+        assert_eq!(Pairs::of_map(&Pairs::default().to_map()), Pairs::default());
+        for cut in 0..map.len() {
+            assert_eq!(Pairs::of_map(&map[..cut]), Pairs::default(), "cut at {cut}");
+        }
+        assert_eq!(Pairs::of_map(&[0xdf, 0xff, 0xff, 0xff, 0xff]), Pairs::default());
+        assert_eq!(Pairs::of_map(b"\x05"), Pairs::default());
     }
 
     #[test]

@@ -80,12 +80,29 @@ fn inlined_functions_follow_the_one_they_are_inlined_in() {
     let frames = frames_of(&[0x5010], &Known);
     let [physical, inlined] = frames.as_slice() else { panic!("{frames:#?}") };
     let expected = json!({"platform": "native", "lang": "rust", "synthetic": false, "instruction_addr": "0x5010",
-        "image_addr": "0x5000", "function": "checkout::run", "filename": "/app/src/main.rs", "lineno": 40, "in_app": true,
+        "image_addr": "0x5000", "function": "checkout::run", "module": "checkout", "filename": "/app/src/main.rs", "lineno": 40, "in_app": true,
         "client_resolved": true, "pre_context": ["a"], "context_line": "b", "post_context": []});
     assert_eq!(*physical, expected);
     assert_eq!((&inlined["function"], &inlined["inline"]), (&json!("checkout::total"), &json!(true)));
     assert_eq!(inlined["instruction_addr"], physical["instruction_addr"]);
     assert!(inlined.get("context_line").is_none(), "no source is known for that line");
+}
+
+#[test]
+fn a_frame_without_a_file_has_no_module() {
+    #[derive(Debug)]
+    struct NamesOnly;
+    impl Symbols for NamesOnly {
+        fn resolve(&self, _: &Image<'_>, _: u64) -> Vec<Symbol> {
+            vec![Symbol { function: "checkout::run".into(), ..Symbol::default() }]
+        }
+
+        fn source(&self, _: &str, _: u32) -> Option<SourceLines> {
+            None
+        }
+    }
+    let frames = frames_of(&[0x5010], &NamesOnly);
+    assert_eq!((&frames[0]["function"], frames[0].get("module")), (&json!("checkout::run"), None));
 }
 
 #[test]

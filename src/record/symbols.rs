@@ -37,6 +37,11 @@ pub(crate) trait Symbols: Debug + Send + Sync {
     /// The source around a line, if it is configured to be sent and available.
     fn source(&self, file: &str, line: u32) -> Option<SourceLines>;
 
+    /// Whether a frame is the program's own; see [`InAppRules`].
+    fn is_in_app(&self, function: &str, file: Option<&str>, in_executable: bool) -> bool {
+        is_in_app(function, file, in_executable)
+    }
+
     /// Called after each request body; frees what is needed only between look-ups of one body.
     fn rest(&self) {}
 }
@@ -128,12 +133,66 @@ pub(crate) fn is_in_app(function: &str, file: Option<&str>, in_executable: bool)
     }
 }
 
+/// The program's rules about its own frames, which take precedence over those of the library.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct InAppRules {
+    /// Beginnings of source paths or function paths that are the program's own.
+    pub(crate) included: Vec<String>,
+    /// Beginnings of those that are not, whatever `included` says.
+    pub(crate) excluded: Vec<String>,
+}
+
+impl InAppRules {
+    /// As the function [`is_in_app`], if no rule matches.
+    pub(crate) fn is_in_app(&self, function: &str, file: Option<&str>, in_executable: bool) -> bool {
+        let path = path_of(function);
+        let matches = |prefix: &String| {
+            // An empty prefix would match everything; nobody means that.
+            !prefix.is_empty() && (path.starts_with(&**prefix) || file.is_some_and(|file| file.starts_with(&**prefix)))
+        };
+        if self.excluded.iter().any(matches) {
+            return false;
+        }
+        self.included.iter().any(matches) || is_in_app(function, file, in_executable)
+    }
+}
+
+/// The module of a function, as far as its name shows it: the path before the function or its type. `None` for a name
+/// without a path, such as that of a C function.
+///
+/// `checkout::cart` of `checkout::cart::Cart<T>::total`, of `<checkout::cart::Cart as core::fmt::Debug>::fmt`, and of
+/// `checkout::cart::total::{{closure}}`.
+pub(crate) fn module_of(function: &str) -> Option<&str> {
+    let path = path_of(function);
+    // Arguments and closures have paths of their own.
+    let end = path.find(['<', '>', '{', '(', ' ', ',', ';', '&', '*', '[', ']']).unwrap_or(path.len());
+    let path = path.get(..end)?.trim_end_matches(':');
+    let (parents, last) = path.rsplit_once("::")?;
+    // In `<Type as Trait>::function` the last segment is the type; either way it does not belong to the module. Neither
+    // do segments before it that begin with a capital letter: a type or a variant.
+    let is_type = |segment: &str| segment.starts_with(|first: char| first.is_ascii_uppercase());
+    let first_type = parents.split("::").position(is_type);
+    match first_type {
+        _ if last.is_empty() => None,
+        Some(0) => None,
+        Some(count) => {
+            let len = parents.split("::").take(count).map(|segment| segment.len() + 2).sum::<usize>();
+            parents.get(..len.checked_sub(2)?)
+        }
+        None => Some(parents),
+    }
+}
+
 /// The crate that a function's path begins with: `my_app` of `<my_app::Cart as core::fmt::Debug>::fmt`.
 pub(crate) fn crate_of(function: &str) -> &str {
-    let path = function.trim_start_matches(['<', '&', '*', '(', '[', '_', ' ']);
-    let path = path.trim_start_matches("mut ").trim_start_matches("const ").trim_start_matches("dyn ");
     // A name without a path, such as that of a C function, has no crate.
-    path.split_once("::").map_or("", |(name, _)| name)
+    path_of(function).split_once("::").map_or("", |(name, _)| name)
+}
+
+/// A function's name from the beginning of its path: `my_app::Cart as core::fmt::Debug>::fmt` of the above.
+fn path_of(function: &str) -> &str {
+    let path = function.trim_start_matches(['<', '&', '*', '(', '[', '_', ' ']);
+    path.trim_start_matches("mut ").trim_start_matches("const ").trim_start_matches("dyn ")
 }
 
 /// Whether a file is in one of cargo's directories, wherever they are: `registry/src/<index>-<16 hex>/`,
@@ -186,6 +245,52 @@ mod tests {
         ] {
             assert!(!is_in_app(function, file, true), "{function} {file:?}");
         }
+    }
+
+    #[test]
+    fn rules_of_the_program_come_before_those_of_the_library() {
+        let texts = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
+        let rules = InAppRules {
+            included: texts(&["tokio::", "/rustc/", "mine::", ""]),
+            excluded: texts(&["checkout::generated", "/app/src/vendored/", "mine::not"]),
+        };
+        for (function, file, expected) in [
+            ("tokio::runtime::run", Some("/app/tokio/src/run.rs"), true),
+            ("<&mut tokio::Task as core::future::Future>::poll", None, true),
+            ("core::fmt::write", Some("/rustc/abc/library/core/src/fmt.rs"), true),
+            ("std::rt::lang_start", None, false),
+            ("checkout::generated::parse", Some("/app/src/generated.rs"), false),
+            ("<checkout::generated::Ast as core::fmt::Debug>::fmt", None, false),
+            ("checkout::run", Some("/app/src/vendored/run.rs"), false),
+            ("checkout::run", Some("/app/src/run.rs"), true),
+            ("mine::not::this", None, false),
+        ] {
+            assert_eq!(rules.is_in_app(function, file, true), expected, "{function} {file:?}");
+        }
+    }
+
+    #[test]
+    fn a_module_is_the_path_before_the_function_or_its_type() {
+        for (function, expected) in [
+            ("checkout::run", Some("checkout")),
+            ("checkout::cart::total", Some("checkout::cart")),
+            ("checkout::cart::Cart::total", Some("checkout::cart")),
+            ("checkout::cart::Cart<alloc::vec::Vec<u8>>::total", Some("checkout::cart")),
+            ("<checkout::cart::Cart as core::fmt::Debug>::fmt", Some("checkout::cart")),
+            ("<&mut checkout::cart::Cart<T> as core::iter::Iterator>::next", Some("checkout::cart")),
+            ("core::ptr::drop_in_place<checkout::Cart>", Some("core::ptr")),
+            ("<dyn checkout::Shape>::area", Some("checkout")),
+            ("main", None),
+            ("total", None),
+            ("Cart::total", None),
+            ("", None),
+            ("<T as core::Into<U>>::into", None),
+            ("::", None),
+            ("__rust_begin_short_backtrace", None),
+        ] {
+            assert_eq!(module_of(function), expected, "{function}");
+        }
+        assert_eq!(module_of("checkout::cart::total::{{closure}}"), Some("checkout::cart"));
     }
 
     #[test]

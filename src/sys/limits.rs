@@ -61,6 +61,9 @@ pub(crate) const EXCEPTION_RATE_DEFAULT: (u32, Duration) = (10, Duration::from_s
 pub(crate) const EXCEPTION_BURST: RangeInclusive<u32> = 0..=100_000;
 pub(crate) const EXCEPTION_REFILL: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(86_400);
 
+/// Bytes of the id, the name or the version of a release.
+pub(crate) const RELEASE_TEXT_MOST: usize = 256;
+
 /// Requests in flight.
 pub(crate) const MAX_IN_FLIGHT_DEFAULT: usize = 4;
 pub(crate) const MAX_IN_FLIGHT: RangeInclusive<usize> = 1..=64;

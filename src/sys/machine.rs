@@ -1,9 +1,11 @@
-//! Facts about the machine: boot id, uptime, kills by the OOM killer in this process's control group, and the memory
-//! that the group leaves to this process.
+//! Facts about the machine: operating system, boot id, uptime, kills by the OOM killer in this process's control group,
+//! and the memory that the group leaves to this process.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -22,6 +24,63 @@ pub(crate) struct OomCount {
 pub(crate) fn boot_id() -> u128 {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or(0)
+}
+
+/// The operating system, with the names that PostHog uses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct System {
+    pub(crate) name: &'static str,
+    /// That of the distribution; of the kernel if the distribution has none.
+    pub(crate) version: Option<String>,
+    /// The name of the Linux distribution.
+    pub(crate) distribution: Option<String>,
+}
+
+/// The operating system of this process. Read once, from two small local files.
+pub(crate) fn system() -> &'static System {
+    static SYSTEM: OnceLock<System> = OnceLock::new();
+    SYSTEM.get_or_init(|| system_by(Path::new("/")))
+}
+
+const SYSTEM_NAME: &str = match std::env::consts::OS.as_bytes() {
+    b"linux" => "Linux",
+    b"macos" => "Mac OS X",
+    b"freebsd" => "FreeBSD",
+    b"netbsd" => "NetBSD",
+    b"openbsd" => "OpenBSD",
+    _ => std::env::consts::OS,
+};
+
+fn system_by(root: &Path) -> System {
+    // The second is where the file belongs, the first is usually a link to it.
+    let release = ["etc/os-release", "usr/lib/os-release"].iter().find_map(|path| read_small(&root.join(path)));
+    let release = release.unwrap_or_default();
+    let kernel = || read_small(&root.join("proc/sys/kernel/osrelease"));
+    let version = value_in(&release, "VERSION_ID").or_else(|| bounded(&kernel()?));
+    System { name: SYSTEM_NAME, version, distribution: value_in(&release, "NAME") }
+}
+
+/// The beginning of a regular file. Anything else is not opened: a pipe would block.
+fn read_small(path: &Path) -> Option<String> {
+    fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(SMALL_FILE).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Maximum bytes read of a file that describes the system.
+const SMALL_FILE: u64 = 16 * 1024;
+
+/// The value of a variable in a file of assignments as a shell reads them, such as `os-release`.
+fn value_in(text: &str, name: &str) -> Option<String> {
+    let assigned = |line: &str| line.trim().strip_prefix(name)?.strip_prefix('=').map(str::to_owned);
+    bounded(text.lines().filter_map(assigned).last()?.trim().trim_matches(['"', '\'']))
+}
+
+/// The text without the space around it, if there is any and it is not too long.
+fn bounded(text: &str) -> Option<String> {
+    let text = text.trim();
+    (1..=128).contains(&text.len()).then(|| text.to_owned())
 }
 
 /// Time since boot, suspension included.
@@ -148,6 +207,44 @@ mod tests {
         let line = format!("36 24 0:30 {root} {} rw,nosuid shared:9 - cgroup2 cgroup2 rw\n", point.display());
         fs::write(dir.join("mountinfo"), format!("1 2 8:1 / / rw - ext4 /dev/vda1 rw\n{line}")).unwrap();
         oom_count_by(dir)
+    }
+
+    fn system_of(files: &[(&str, &str)]) -> System {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        system_by(dir.path())
+    }
+
+    #[test]
+    fn the_system_is_what_its_files_say() {
+        let kernel = ("proc/sys/kernel/osrelease", "6.1.0-9-amd64\n");
+        let is = |files: &[(&str, &str)], version: Option<&str>, name: Option<&str>| {
+            let found = system_of(files);
+            assert_eq!((found.version.as_deref(), found.distribution.as_deref()), (version, name), "{files:?}");
+        };
+        let debian = "PRETTY_NAME=\"Debian 12\"\nNAME=\"Debian GNU/Linux\"\nVERSION_ID='12'\n# VERSION_ID=13\n";
+        is(&[("etc/os-release", debian), kernel], Some("12"), Some("Debian GNU/Linux"));
+        is(&[("usr/lib/os-release", "NAME=Alpine\n"), kernel], Some("6.1.0-9-amd64"), Some("Alpine"));
+        is(&[kernel], Some("6.1.0-9-amd64"), None);
+        let long = format!("VERSION_ID={}", "1".repeat(129));
+        is(&[("etc/os-release", &long)], None, None);
+        is(&[], None, None);
+        is(&[("etc/os-release/x", "a directory")], None, None);
+        assert_eq!(system().name, if cfg!(target_os = "linux") { "Linux" } else { SYSTEM_NAME });
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_pipe_in_place_of_a_file_does_not_block() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("etc")).unwrap();
+        let mode = nix::sys::stat::Mode::S_IRWXU;
+        nix::unistd::mkfifo(&dir.path().join("etc/os-release"), mode).unwrap();
+        assert_eq!(system_by(dir.path()).version, None);
     }
 
     const EVENTS: &str = "low 0\nhigh 0\nmax 12\noom 3\noom_kill 3\noom_group_kill 0\n";

@@ -14,6 +14,7 @@ use crate::config::TraceContext;
 use crate::event::Event;
 use crate::event::exception::{AdHocError, ExceptionOptions};
 use crate::report::{Diagnostic, DropReason};
+use crate::sys::machine;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -215,4 +216,54 @@ fn the_trace_is_not_asked_for_an_exception_that_is_dropped() {
         None
     });
     assert_eq!((storm(harness.client(), 1000), calls.load(Ordering::SeqCst)), (10, 10));
+}
+
+#[test]
+fn every_event_names_the_release_unless_it_has_another() {
+    let harness = Harness::new(|config| config.symbolicate(false).release("checkout", "1.4.0")).unwrap();
+    let client = harness.client();
+    client.capture(Event::new("plain", "user_1"));
+    client.capture(Event::new("explicit", "user_1").prop("$app_version", "2"));
+    client.identify("user_1", [("plan", "pro")]);
+    client.capture_exception(&fmt::Error);
+    client.register("$app_version", "3");
+    client.capture(Event::new("registered", "user_1"));
+    client.set_before_send([crate::settings::BeforeSend::new(|mut event| {
+        event.remove("$app_version");
+        Some(event)
+    })]);
+    client.capture(Event::new("removed", "user_1"));
+    harness.deliver();
+    let events = harness.server().taken();
+    let version = |name: &str| {
+        let event = events.iter().find(|event| event["event"] == name).unwrap();
+        (event["properties"]["$app_namespace"].clone(), event["properties"]["$app_version"].clone())
+    };
+    for (name, expected) in [
+        ("plain", json!("1.4.0")),
+        ("explicit", json!("2")),
+        ("$identify", json!("1.4.0")),
+        ("$exception", json!("1.4.0")),
+        ("registered", json!("3")),
+        ("removed", Value::Null),
+    ] {
+        assert_eq!(version(name), (json!("checkout"), expected), "{name}");
+    }
+    let set = &events.iter().find(|event| event["event"] == "$identify").unwrap()["properties"]["$set"];
+    assert_eq!(set, &json!({"plan": "pro"}), "a release is no property of a person");
+}
+
+#[test]
+fn an_exception_names_the_operating_system_and_other_events_do_not() {
+    let harness = harness();
+    harness.client().capture_exception(&fmt::Error);
+    let given = ExceptionOptions::new().prop("$os", "Plan 9");
+    harness.client().capture_exception_with(&fmt::Error, given);
+    harness.client().capture(Event::new("plain", "user_1"));
+    harness.deliver();
+    let events = harness.server().taken();
+    let os = |at: usize| events[at]["properties"].get("$os");
+    let own = machine::system();
+    assert_eq!((os(0), os(1), os(2)), (Some(&json!(own.name)), Some(&json!("Plan 9")), None));
+    assert_eq!(events[0]["properties"].get("$os_version"), own.version.as_ref().map(|text| json!(text)).as_ref());
 }

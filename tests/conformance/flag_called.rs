@@ -33,6 +33,7 @@ const SMALL: &[&str] = &[
     "$lib_version",
     "$is_server",
     "$geoip_disable",
+    "$release_id",
 ];
 
 /// Properties about the campaign, which the minimal form keeps too.

@@ -3,11 +3,12 @@
 use std::fmt;
 use std::time::Duration;
 
-use posthog::exceptions::TraceContext;
+use posthog::exceptions::{ExceptionOptions, TraceContext};
 use posthog::{Client, DropReason, Outcome, Receipt};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::fixture::{Fixture, accepted};
+use crate::apart::{Terms, apart_on};
+use crate::fixture::{Fixture, accepted, close_empty, event, take};
 
 /// Longer than any test takes, so that no token is added meanwhile.
 const A_DAY: Duration = Duration::from_secs(86_400);
@@ -49,4 +50,58 @@ fn an_exception_arrives_with_the_ids_of_its_trace() {
     fixture.must_have_taken(&[accepted(&fails(&client))]);
     let properties = &fixture.sink.events()[0].properties;
     assert_eq!((&properties["$trace_id"], &properties["$span_id"]), (&json!(TRACE), &json!(SPAN)));
+}
+
+#[test]
+fn the_release_id_of_the_environment_is_in_every_event() {
+    apart_on(
+        Fixture::new,
+        |_| Terms::default().env("POSTHOG_RELEASE_ID", " 01a03d94-7dd8-0000-e1cb-2a269e5ea0b5\n"),
+        |place| {
+            let client = Client::new(place.config().symbolicate(false).release("checkout", "1.4.0")).unwrap();
+            take(&client, "plain");
+            accepted(&fails(&client));
+            accepted(&client.capture(event("explicit").prop("$release_id", "another")));
+            close_empty(&client);
+        },
+        |fixture| {
+            let id_of = |name: &str| {
+                let events = fixture.sink.events();
+                let found = events.iter().find(|event| event.event == name).unwrap();
+                found.properties["$release_id"].clone()
+            };
+            for name in ["plain", "$exception"] {
+                assert_eq!(id_of(name), "01a03d94-7dd8-0000-e1cb-2a269e5ea0b5", "{name}");
+            }
+            assert_eq!(id_of("explicit"), "another");
+        },
+    );
+}
+
+#[test]
+fn the_program_chooses_which_frames_are_its_own() {
+    let fixture = Fixture::new();
+    let config = fixture.config().in_app_exclude(["outside::exceptions::fails"]);
+    let client = Client::new(config.in_app_include(["core::ops::function::"])).unwrap();
+    let captured = accepted(&fails(&client));
+    // A stack as an error of another kind brings it along, as text.
+    let printed = "0: outside::exceptions::fails\n at ./src/main.rs:7:5
+                   1: outside::shop::Cart::total\n at ./src/shop.rs:1:1";
+    let options = ExceptionOptions::new().backtrace(printed);
+    let brought = accepted(&client.capture_exception_with(&fmt::Error, options));
+    fixture.must_have_taken(&[captured, brought]);
+    let events = fixture.sink.events();
+    let frames = |uuid| {
+        let event = events.iter().find(|event| event.uuid == uuid).unwrap();
+        event.properties["$exception_list"][0]["stacktrace"]["frames"].as_array().unwrap().clone()
+    };
+    let frames_captured = frames(captured);
+    let last = frames_captured.last().unwrap();
+    assert_eq!((&last["in_app"], &last["module"]), (&json!(false), &json!("outside::exceptions")), "{last}");
+    assert_eq!(frames_captured[frames_captured.len() - 2]["in_app"], true, "the test");
+    let is_of_core = |frame: &&Value| frame["function"].as_str().unwrap_or("").starts_with("core::ops::function::");
+    let mut of_core = frames_captured.iter().filter(is_of_core).peekable();
+    assert!(of_core.peek().is_some() && of_core.all(|frame| frame["in_app"] == true));
+    let said: Vec<_> = frames(brought).iter().map(|frame| (frame["in_app"].clone(), frame["module"].clone())).collect();
+    assert_eq!(said, [(json!(true), json!("outside::shop")), (json!(false), json!("outside::exceptions"))]);
 }

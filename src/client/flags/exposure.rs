@@ -30,6 +30,7 @@ const MINIMAL: &[&str] = &[
     "$geoip_disable",
     // Tells PostHog how to interpret the event's timestamp.
     "$ignore_sent_at",
+    "$release_id",
     "$os",
     "$os_version",
     "$os_distro",

@@ -269,3 +269,44 @@ fn frames_of(index: &Range<u64>, bytes: &[u8], segment_end: u64) -> Option<Range
     let start = index.start.wrapping_add(4).wrapping_add_signed(i64::from(distance));
     (start < segment_end).then_some(start..segment_end)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crash::symbols::{InProcess, Modules};
+    use crate::record::Symbols;
+
+    #[inline(never)]
+    fn victim() -> u32 {
+        std::hint::black_box(7)
+    }
+
+    /// What PostHog finds for an address, and this library too: the function of the byte before it.
+    fn function_at(address: u64) -> String {
+        let modules = Modules::loaded();
+        let image = modules.images().find(|image| image.contains(address)).unwrap();
+        let found = InProcess::new(false).resolve(&image, address);
+        found.first().map(|symbol| symbol.function.clone()).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_fault_on_a_first_instruction_has_its_own_function() {
+        assert_eq!(std::hint::black_box(victim)(), 7);
+        let first = victim as *const () as u64;
+        let registers = Registers { pc: first, sp: 0, fp: 0, lr: 0 };
+        let (mut frames, found) = ([0; FRAMES_MOST], AtomicUsize::new(0));
+        by_frame_pointers(&registers, &mut frames, &found);
+        assert_eq!((found.into_inner(), frames[0]), (1, first + 1));
+        assert!(function_at(frames[0]).ends_with("tests::victim"), "{}", function_at(frames[0]));
+        assert!(!function_at(first).ends_with("tests::victim"), "the byte before belongs to another function");
+        // With tables, which end here at once because nothing is at the stack pointer.
+        let mut walker = Walker { tables: Tables::new(), cache: CacheNative::new_in(), code: Vec::new() };
+        loader::each_image(&mut |info, segments| {
+            add_object(info.dlpi_addr, segments, &mut walker);
+            ControlFlow::Continue(())
+        });
+        let (mut frames, found) = ([0; FRAMES_MOST], AtomicUsize::new(0));
+        walker.walk(1, &registers, &mut Memory::default(), &mut frames, &found);
+        assert_eq!((found.into_inner(), frames[0]), (1, first + 1));
+    }
+}

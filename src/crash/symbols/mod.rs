@@ -25,13 +25,13 @@ use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 
 use crate::record::Symbols;
 use crate::record::stack::Image;
-use crate::record::symbols::{CONTEXT_LINES, SourceLines, Symbol};
+use crate::record::symbols::{CONTEXT_LINES, InAppRules, SourceLines, Symbol};
 use crate::sys::disk::fork;
 use crate::sys::machine;
 use debug_file::{DebugFile, LARGEST_FILE, MOST_DECOMPRESSED};
@@ -47,6 +47,7 @@ const KEPT: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 #[derive(Debug)]
 pub(crate) struct InProcess {
     with_source: bool,
+    in_app: Arc<InAppRules>,
     known: Mutex<Known>,
 }
 
@@ -64,7 +65,12 @@ struct Known {
 impl InProcess {
     /// With `with_source`, also provides the source lines around each location.
     pub(crate) fn new(with_source: bool) -> Self {
-        Self { with_source, known: Mutex::default() }
+        Self { with_source, in_app: Arc::default(), known: Mutex::default() }
+    }
+
+    /// With the program's rules about its own frames.
+    pub(crate) fn with_rules(self, in_app: Arc<InAppRules>) -> Self {
+        Self { in_app, ..self }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -101,6 +107,10 @@ impl Symbols for InProcess {
 
     fn source(&self, file: &str, line: u32) -> Option<SourceLines> {
         if self.with_source { lines_around(file, line) } else { None }
+    }
+
+    fn is_in_app(&self, function: &str, file: Option<&str>, in_executable: bool) -> bool {
+        self.in_app.is_in_app(function, file, in_executable)
     }
 
     fn rest(&self) {

@@ -5,7 +5,7 @@ use super::options::ExceptionOptions;
 use crate::event::Event;
 use crate::record::msgpack::{append_array_header, append_bool, append_map_header, append_str, append_uint};
 use crate::record::stack::{Stack, append_debug_images, debug_images};
-use crate::record::symbols::{Symbol, is_in_app};
+use crate::record::symbols::{InAppRules, Symbol, module_of};
 
 /// The stack of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ impl Default for ExceptionStack<'_> {
 impl Chain<'_> {
     /// Builds the event. The library's properties come last, because the last value of a repeated key counts.
     pub(crate) fn describe(&self, options: ExceptionOptions) -> Event {
-        let ExceptionOptions { mut event, level, handled, mechanism, source, fingerprint, .. } = options;
+        let ExceptionOptions { mut event, level, handled, mechanism, source, fingerprint, in_app, .. } = options;
         if let Some(first) = self.entries.first() {
             event.set("$exception_type", &first.kind);
             event.set("$exception_message", &first.message);
@@ -38,7 +38,7 @@ impl Chain<'_> {
             event.set("$exception_fingerprint", fingerprint);
         }
         let mechanism = mechanism.as_deref().unwrap_or("generic");
-        event.append("$exception_list", |out| self.append_list(mechanism, handled, out));
+        event.append("$exception_list", |out| self.append_list(mechanism, handled, &in_app, out));
         let images = debug_images(self.entries.iter().filter_map(|entry| match &entry.stack {
             ExceptionStack::Captured(stack) => Some(stack),
             ExceptionStack::Printed(_) => None,
@@ -49,7 +49,7 @@ impl Chain<'_> {
         event
     }
 
-    fn append_list(&self, mechanism: &str, handled: bool, out: &mut Vec<u8>) {
+    fn append_list(&self, mechanism: &str, handled: bool, in_app: &InAppRules, out: &mut Vec<u8>) {
         append_array_header(out, self.entries.len() as u32);
         for (id, entry) in (0..).zip(&self.entries) {
             let ChainEntry { kind, module, message, thread, stack } = entry;
@@ -82,7 +82,7 @@ impl Chain<'_> {
                 append_str(out, "stacktrace");
                 match stack {
                     ExceptionStack::Captured(stack) => stack.append(out),
-                    ExceptionStack::Printed(frames) => append_printed(frames, out),
+                    ExceptionStack::Printed(frames) => append_printed(frames, in_app, out),
                 }
             }
         }
@@ -99,19 +99,25 @@ impl Event {
 }
 
 /// Appends the value of `stacktrace`.
-fn append_printed(frames: &[Symbol], out: &mut Vec<u8>) {
+fn append_printed(frames: &[Symbol], in_app: &InAppRules, out: &mut Vec<u8>) {
     append_map_header(out, 2);
     append_text(out, "type", "raw");
     append_str(out, "frames");
     append_array_header(out, frames.len() as u32);
     for Symbol { function, file, line } in frames.iter().rev() {
-        append_map_header(out, 6 + u32::from(file.is_some()) + u32::from(line.is_some()));
+        let module = file.as_ref().and_then(|_| module_of(function));
+        let optional = [file.is_some(), line.is_some(), module.is_some()];
+        append_map_header(out, 6 + optional.into_iter().map(u32::from).sum::<u32>());
         append_text(out, "platform", "native");
         append_text(out, "lang", "rust");
         append_text(out, "function", function);
-        append_flag(out, "in_app", is_in_app(function, file.as_deref(), true));
+        append_flag(out, "in_app", in_app.is_in_app(function, file.as_deref(), true));
         append_flag(out, "synthetic", false);
         append_flag(out, "client_resolved", true);
+        // As in `json.rs`, not without a file.
+        if let Some(module) = module {
+            append_text(out, "module", module);
+        }
         if let Some(file) = file {
             append_text(out, "filename", file);
         }

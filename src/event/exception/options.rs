@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Display};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::Serialize;
@@ -10,7 +11,7 @@ use uuid::Uuid;
 use super::printed::printed_stack;
 use crate::event::Event;
 use crate::event::draft::is_blank;
-use crate::record::symbols::Symbol;
+use crate::record::symbols::{InAppRules, Symbol};
 use crate::record::values::value_as;
 use crate::record::{Pairs, Unencodable};
 use crate::sys::clock::nanos_since_epoch;
@@ -68,6 +69,8 @@ pub struct ExceptionOptions {
     pub(crate) stack: bool,
     /// The stack that the error captured itself.
     pub(crate) own_stack: Option<Vec<Symbol>>,
+    /// Which frames of a stack that was printed are the program's own.
+    pub(crate) in_app: Arc<InAppRules>,
     /// Descriptions of invalid options.
     pub(crate) invalid: Vec<String>,
 }
@@ -91,6 +94,7 @@ impl ExceptionOptions {
             rate_limit_key: None,
             stack: true,
             own_stack: None,
+            in_app: Arc::default(),
             invalid: Vec::new(),
         }
     }

@@ -244,7 +244,7 @@ fn an_errors_own_stack_is_sent_without_the_capturing_frames() {
     let names: Vec<_> = frames.iter().map(|frame| frame["function"].as_str().unwrap()).collect();
     assert_eq!(names, ["_start", "core::ops::function::FnOnce::call_once", "checkout::run", "checkout::total"]);
     let expected = json!({"platform": "native", "lang": "rust", "function": "checkout::total", "filename": "./src/cart.rs",
-        "lineno": 12, "in_app": true, "synthetic": false, "client_resolved": true});
+        "module": "checkout", "lineno": 12, "in_app": true, "synthetic": false, "client_resolved": true});
     assert_eq!(frames[3], expected);
     assert!(frames[0]["in_app"] == false && frames[1]["in_app"] == false && frames[2]["in_app"] == true);
     assert!(sent.get("$debug_images").is_none());
