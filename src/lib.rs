@@ -45,7 +45,7 @@
 //! | SIGTERM and SIGINT | [`drain_on_terminate`] | [`termination`] |
 //! | feature flags | [`Client::evaluate_flags`], [`Client::is_feature_enabled`] | [`feature_flags`] |
 //! | what a call resolved to | [`Client::flush`], [`Client::shutdown`], [`Client::dead_letters`] | [`reports`] |
-//! | the state of the queue | [`Client::stats`] | [`stats`] |
+//! | the state of the queue, health, metrics | [`Client::stats`], [`Client::health`] | [`stats`] |
 //! | problems in production | [`Client::diagnostics`], [`Config::on_diagnostic`] | [`diagnostics`] |
 //! | tests of programs that capture | the feature `testing` | `posthog::testing` |
 //!
@@ -65,6 +65,8 @@
 //! * `anyhow`, `eyre`: capture reports of these crates (`Client::capture_anyhow`, `Client::capture_eyre`).
 //! * `brotli`, `zstd`: more codecs for [`Config::compression`].
 //! * `crash-signals`: `install_crash_handler`, which reports fatal signals, on Linux.
+//! * `metrics`: publishes [`Stats`] through the facade of the crate `metrics`, under the names of
+//!   [`Stats::to_prometheus`].
 //! * `log`: `integrations::log`, a logger around another logger: errors become exceptions, other records breadcrumbs.
 //! * `testing`: `posthog::testing`, a client between a manual clock, a scripted server and a temporary directory.
 //! * `tower`: `integrations::tower`, a layer that serves each HTTP request in a [`Context`] of its own.
@@ -165,11 +167,15 @@ pub mod crashes {
 }
 
 pub mod stats {
-    //! The state of the queue, of storage and of delivery: what [`Client::stats`](crate::Client::stats) returns.
+    //! The state of the queue, of storage and of delivery: what [`Client::stats`](crate::Client::stats) returns, and
+    //! how [`Client::health`](crate::Client::health) judges it.
 
     #[doc(no_inline)]
     pub use crate::report::Stats;
-    pub use crate::report::{DeliveryPhase, OrphanedQueues, StorageMode};
+    pub use crate::report::{
+        DeliveryPhase, Health, HealthCause, HealthProblem, HealthStatus, OrphanedQueues, QueueMedium, StorageMode,
+        ThreadState,
+    };
 }
 
 pub mod diagnostics {

@@ -64,6 +64,7 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("addr2line", &["crash"]),
     ("backtrace", &["crash"]),
     ("object", &["crash"]),
+    ("metrics", &["recorder"]),
     ("reqwest", &["transport"]),
     ("rustls", &["transport"]),
     ("rmp", &["record"]),

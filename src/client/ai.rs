@@ -1,6 +1,6 @@
 //! Capture of AI events, which have a lane of their own: a second queue and delivery engine on the same two threads.
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,8 @@ pub(super) struct AiLane {
     open: OnceLock<Arc<Pipeline>>,
     /// When opening it last failed. Locked by the thread that opens the lane.
     failed_at: Mutex<Option<Instant>>,
+    /// Whether opening it failed, for statistics, which must not wait for an opening.
+    pub(super) has_failed: Arc<AtomicBool>,
 }
 
 impl AiLane {
@@ -122,6 +124,7 @@ impl Shared {
             Ok(ai) => {
                 receipt::register(&ai);
                 let ai = Arc::clone(self.ai.open.get_or_init(|| ai));
+                self.ai.has_failed.store(false, Ordering::Release);
                 // If another thread closes the client or opts out meanwhile, either this thread sees that below, or the
                 // other thread sees the lane.
                 fence(Ordering::SeqCst);
@@ -135,6 +138,7 @@ impl Shared {
             Err(_) if analytics.is_closing() => Err(DropReason::Closed),
             Err(error) => {
                 *failed_at = Some(Instant::now());
+                self.ai.has_failed.store(true, Ordering::Release);
                 let problem = format!(
                     "the queue of AI events cannot be opened: {}; AI events are dropped, and opening is tried again after {}",
                     error.describe(),

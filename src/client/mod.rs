@@ -53,7 +53,9 @@ use crate::error::Error;
 use crate::flags::Overrides;
 use crate::pipeline::{self, Pending, Pipeline, PipelineOptions, ask_all, pending};
 use crate::recorder::Diagnostics;
-use crate::report::{Diagnostic, DropReason, FlushReport, ShutdownReport, Stats, dropped};
+#[cfg(feature = "metrics")]
+use crate::recorder::facade::{Published, Publisher};
+use crate::report::{Diagnostic, DropReason, FlushReport, Health, ShutdownReport, Stats};
 
 #[cfg(fuzzing)]
 pub(crate) use crash_reports::event_of;
@@ -166,15 +168,21 @@ impl Client {
                 Some(pipeline)
             }
         };
+        let refusals = Arc::new([const { AtomicU64::new(0) }; DropReason::COUNT]);
+        let ai = AiLane::default();
+        #[cfg(feature = "metrics")]
+        if let Some(pipeline) = &pipeline {
+            publish_metrics(pipeline, &diagnostics, (&refusals, &ai));
+        }
         let exception_limit = ExceptionLimit::new(settings.exception_rate_limit);
         let shared = Shared {
             pipeline,
-            ai: AiLane::default(),
+            ai,
             settings,
             rules,
             flags,
             diagnostics,
-            refusals: Arc::new([const { AtomicU64::new(0) }; DropReason::COUNT]),
+            refusals,
             warned_of_exceptions: AtomicBool::new(false),
             exception_limit,
             child: Child::default(),
@@ -247,10 +255,15 @@ impl Client {
         let lanes = self.lanes().unwrap_or_default();
         lanes.first().inspect(|analytics| analytics.mirror_refusals(&counts));
         match lanes.iter().map(|lane| lane.stats()).reduce(Stats::with_ai) {
-            Some(stats) => Stats { dropped: dropped(counts), ..stats },
+            Some(stats) => stats.of_client(counts, self.shared.ai.has_failed.load(Ordering::Acquire)),
             None if self.is_disabled() => Stats::disabled(counts),
             None => Stats::forked(counts, self.shared.has_failed_child()),
         }
+    }
+
+    /// How the client is: [`Stats::health`] of [`stats`](Client::stats).
+    pub fn health(&self) -> Health {
+        self.stats().health()
     }
 
     /// The newest diagnostics, oldest first. At most 128 are kept.
@@ -303,6 +316,25 @@ fn schedule_log(diagnostics: &Arc<Diagnostics>, pipeline: &Arc<Pipeline>) {
         };
         pipeline.upgrade().is_some_and(|pipeline| pipeline.call_after(after, call))
     });
+}
+
+/// Has the committer publish the client's statistics through the facade `metrics`, if the program has a recorder.
+#[cfg(feature = "metrics")]
+fn publish_metrics(
+    pipeline: &Pipeline,
+    diagnostics: &Arc<Diagnostics>,
+    (refusals, ai): (&Arc<[AtomicU64; DropReason::COUNT]>, &AiLane),
+) {
+    let (publisher, diagnostics) = (Publisher::default(), Arc::clone(diagnostics));
+    let (refusals, ai_failed) = (Arc::clone(refusals), Arc::clone(&ai.has_failed));
+    pipeline.publish_by(Box::new(move |collect| {
+        let Some(stats) = Publisher::is_wanted().then(collect).flatten() else { return };
+        let counts = refusals.iter().map(|count| count.load(Ordering::Relaxed)).collect();
+        let stats = stats.of_client(counts, ai_failed.load(Ordering::Acquire));
+        if publisher.publish(&stats) == Published::FirstPanic {
+            diagnostics.record(Diagnostic::CallbackPanicked { callback: "metrics recorder" });
+        }
+    }));
 }
 
 impl Drop for Shared {

@@ -62,6 +62,12 @@ impl DeliveryHandle {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether the engine has panicked and the next one is not running yet.
+    pub(crate) fn is_restarting(&self) -> bool {
+        let inbox = self.inbox();
+        inbox.closed && !inbox.is_ending()
+    }
+
     /// Wakes the engine: the program has opted out, or the clock was moved.
     pub(crate) fn look_again(&self) {
         self.post(|_| ());

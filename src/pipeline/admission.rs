@@ -181,6 +181,8 @@ pub(super) struct Admission {
     is_check_requested: AtomicBool,
     /// It was reported that the file system is below its floor.
     pub(super) floor_is_reported: AtomicBool,
+    /// The journal refused an event for want of space since the last checkpoint.
+    pub(super) journal_was_full: AtomicBool,
     changes: Mutex<u64>,
     changed: Condvar,
     /// The last result, and what waited in the journal at that time.
@@ -194,6 +196,7 @@ impl Default for Admission {
             closed: AtomicBool::new(false),
             is_check_requested: AtomicBool::new(false),
             floor_is_reported: AtomicBool::new(false),
+            journal_was_full: AtomicBool::new(false),
             changes: Mutex::new(0),
             changed: Condvar::new(),
             found: Mutex::default(),

@@ -11,6 +11,7 @@
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
@@ -36,8 +37,13 @@ pub(super) const FREE_ARENA_RETRY: Duration = Duration::from_secs(2);
 /// Runs the committer thread until the last lane has ended.
 pub(super) fn run(threads: &Threads) {
     let mut lanes: Vec<Committer> = Vec::new();
+    let _ends = threads.commit.running();
     loop {
-        let Some(opened) = threads.opened_lanes(lanes.is_empty()) else { return };
+        let Some(opened) = threads.opened_lanes(lanes.is_empty()) else {
+            #[cfg(feature = "metrics")]
+            threads.publish(true, None);
+            return;
+        };
         for pipeline in opened {
             // Commands may be there before the lane is served: its opener has answered, and their wake-up is spent.
             let commands = pipeline.mailbox.take();
@@ -63,8 +69,12 @@ fn sleep(threads: &Threads, lanes: &mut [Committer]) {
     if has_answered {
         threads.wake().linger(LINGER);
     }
+    #[cfg(feature = "metrics")]
+    threads.publish(until.is_none(), Some(clock.now()));
+    threads.commit.asleep();
     threads.wake().wait(until, || clock.now());
     let now = clock.now();
+    threads.commit.awake(now);
     for lane in lanes {
         // A lane with nothing to do has no turn: the other may be one that syncs for each event.
         lane.is_due = lane.pipeline.mailbox.take_woken() || lane.next_turn.is_some_and(|at| at <= now);
@@ -338,6 +348,7 @@ impl Committer {
         if !self.checkpoint_sealed() {
             return;
         }
+        pipeline.admission.journal_was_full.store(false, Ordering::Relaxed);
         self.waiting.checkpointed_at = Some(self.now());
         self.waiting.journaled_since = None;
         if pipeline.shard.journal().last_seq() <= pipeline.receipts.synced() {

@@ -8,7 +8,7 @@
 //! In a forked child nothing of an inherited pipeline may be touched: [`Pipeline::is_forked`] is asked first.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -26,7 +26,7 @@ use crate::flags::RemoteFlags;
 use crate::flags::loader::Loader;
 use crate::queue::journal::{self, Appended};
 use crate::queue::{Leases, OrphanedQueue, Queue, Totals, frame};
-use crate::report::{Diagnostic, DropReason, PersistError, ShutdownReport};
+use crate::report::{Diagnostic, DropReason, PersistError, QueueMedium, ShutdownReport};
 use crate::sys::disk::fork;
 
 /// One lane of a client, shared by its callers and the two threads.
@@ -55,6 +55,11 @@ pub(crate) struct Pipeline {
     pub(super) remote_flags: Arc<RemoteFlags>,
     /// The loader of definitions, if the program configured a source.
     pub(super) definitions: Option<Arc<Loader>>,
+    /// Whether delivery failed when its pace was last published.
+    #[cfg(feature = "metrics")]
+    pub(super) was_failing: AtomicBool,
+    /// What the queue is stored on, as found when it was opened.
+    pub(super) medium: QueueMedium,
     /// Why the queue is lost at the end of the process, if it is.
     pub(super) in_memory: OnceLock<String>,
     /// Why storage fails at the moment: the text that identifies the failure, and the text for the operator.
@@ -158,7 +163,10 @@ impl Pipeline {
     #[cold]
     pub(super) fn refused(&self, refused: journal::AppendError) -> DropReason {
         match refused {
-            journal::AppendError::Full => DropReason::JournalFull,
+            journal::AppendError::Full => {
+                self.admission.journal_was_full.store(true, Ordering::Relaxed);
+                DropReason::JournalFull
+            }
             journal::AppendError::Bounded => DropReason::QueueFull,
             journal::AppendError::Busy => DropReason::JournalBusy,
             journal::AppendError::Closed => DropReason::Closed,

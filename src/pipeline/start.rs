@@ -30,7 +30,7 @@ use crate::queue::{
     Leases, Opened, OrphanedQueue, Predecessor, Queue, QueueError, RunRecord, claim, has_orphan, orphaned, predecessor,
     shard_dir, shard_dirs,
 };
-use crate::report::Diagnostic;
+use crate::report::{Diagnostic, QueueMedium};
 use crate::sys::clock::WallNanos;
 use crate::sys::disk::{FileSystem, exposed_above, fork};
 use crate::sys::entropy::random_u64;
@@ -242,8 +242,8 @@ fn assemble(
     threads: Arc<Threads>,
 ) -> Arc<Pipeline> {
     let Opened { queue: shard, replayed, findings, before } = opened;
-    let memory_backed = shard.is_volatile() || matches!(file_system(&options, shard.dir()), Some(FileSystem::Memory));
-    if memory_backed {
+    let medium = medium(&options, &shard);
+    if matches!(medium, QueueMedium::ProcessMemory | QueueMedium::MemoryFileSystem) {
         options.limits.queue_bytes = options.limits.queue_bytes.min(memory_queue_bytes());
         options.queue.dead_bytes = options.limits.dead_bytes();
         shard.bound_dead(options.queue.dead_bytes);
@@ -278,6 +278,9 @@ fn assemble(
         delivery: OnceLock::new(),
         threads,
         network,
+        #[cfg(feature = "metrics")]
+        was_failing: AtomicBool::new(false),
+        medium,
         in_memory: OnceLock::new(),
         problem: Mutex::new(None),
         out_of_reach: Mutex::new(None),
@@ -327,8 +330,16 @@ fn is_ai_left_behind(options: &PipelineOptions) -> bool {
     projects.any(|project| has_orphan(&options.disk, &Lane::Ai.dir(project, &options.queue.queue_dir)))
 }
 
-fn file_system(options: &PipelineOptions, dir: &Path) -> Option<FileSystem> {
-    options.disk.file_system(dir).ok()
+fn medium(options: &PipelineOptions, shard: &Queue) -> QueueMedium {
+    if shard.is_volatile() {
+        return QueueMedium::ProcessMemory;
+    }
+    match options.disk.file_system(shard.dir()) {
+        Ok(FileSystem::Memory) => QueueMedium::MemoryFileSystem,
+        Ok(FileSystem::Overlay) => QueueMedium::ContainerLayer,
+        Ok(FileSystem::Network) => QueueMedium::NetworkFileSystem,
+        Ok(FileSystem::Ext | FileSystem::Other) | Err(_) => QueueMedium::Disk,
+    }
 }
 
 fn start_delivery(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
@@ -373,13 +384,17 @@ impl Pipeline {
     fn report_surroundings(&self) {
         let dir = self.shard.dir();
         if !self.shard.is_volatile() {
-            let what = match file_system(&self.options, dir) {
-                Some(FileSystem::Memory) => {
+            let what = match self.medium {
+                QueueMedium::MemoryFileSystem => {
                     Some("a file system in memory: events in it are lost when the machine restarts")
                 }
-                Some(FileSystem::Overlay) => Some("a container's own layer: events in it are lost with the container"),
-                Some(FileSystem::Network) => Some("a network file system: locks and durability depend on its server"),
-                _ => None,
+                QueueMedium::ContainerLayer => {
+                    Some("a container's own layer: events in it are lost with the container")
+                }
+                QueueMedium::NetworkFileSystem => {
+                    Some("a network file system: locks and durability depend on its server")
+                }
+                QueueMedium::Disk | QueueMedium::ProcessMemory | QueueMedium::DeletedFiles => None,
             };
             if let Some(what) = what {
                 (self.options.report)(Diagnostic::QueueDirEphemeral { path: dir.clone(), what });

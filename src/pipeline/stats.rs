@@ -1,13 +1,14 @@
 //! The state of a lane for `Client::stats`, and its dead letters.
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::shared::{Pipeline, lock};
 use super::source::OWN;
 use crate::delivery::{DeliveryHandle, Phase};
 use crate::queue::ChunkRef;
 use crate::queue::store::{DeadRecord, Ledger};
-use crate::report::{DeliveryPhase, OrphanedQueues, Stats, StorageMode};
+use crate::report::{DeliveryPhase, DropReason, OrphanedQueues, QueueMedium, Stats, StorageMode, ThreadState};
 use crate::sys::clock::{WallNanos, elapsed, system_time};
 
 impl Pipeline {
@@ -23,6 +24,8 @@ impl Pipeline {
             let oldest = store.oldest(&is_acked).ok().flatten();
             oldest.or_else(|| store.oldest(&|_| false).ok().flatten())
         });
+        let file_bytes = store.as_ref().and_then(|store| store.file_bytes().ok()).unwrap_or(0);
+        let (limits, arena_bytes) = (&self.options.limits, self.options.queue.arena_bytes as u64);
         let delivery = self.delivery().map(DeliveryHandle::state).unwrap_or_default();
         let (clock, now) = (&self.options.clock, self.options.clock.wall_nanos());
         Stats {
@@ -36,25 +39,65 @@ impl Pipeline {
             damaged: ledger.damaged,
             lost_unsynced: ledger.lost_unsynced,
             dropped: Vec::new(),
+            used_bytes: self.shard.row_bytes().saturating_add(self.shard.journal().journaled_cost()),
+            max_bytes: limits.row_bytes(file_bytes, arena_bytes),
+            max_events: Some(limits.queue_events).filter(|most| *most != u64::MAX),
             oldest_age: oldest.map(|(_, checkpointed_at)| elapsed(checkpointed_at, now)),
             unsynced_for: lock(&self.unsynced_since).map(|since| clock.now().saturating_duration_since(since)),
-            file_bytes: store.as_ref().and_then(|store| store.file_bytes().ok()).unwrap_or(0),
+            file_bytes,
             replayed: self.replayed.load(Ordering::Relaxed),
             adopted_events: self.adopted_shard().map_or(0, |(_, shard)| shard.ledger().queued_events),
             orphaned: OrphanedQueues {
                 queues: self.orphaned.len(),
                 events: self.orphaned.iter().map(|queue| queue.events).sum(),
             },
-            rejecting: self.admission.refusal(),
+            rejecting: self.rejecting(),
             storage: self.storage(),
+            medium: Some(self.medium()),
             delivery: phase(delivery.phase, now),
+            commit_thread: self.threads.commit_state(clock.now()),
+            deliver_thread: self.deliver_state(clock.now()),
             consecutive_failures: delivery.consecutive_failures,
             failed_attempts: delivery.failed_attempts,
             quarantined: delivery.quarantined,
             last_error: delivery.last_error,
             last_success: delivery.last_success.map(system_time),
             dir: Some(self.shard.dir().clone()).filter(|_| !self.shard.is_volatile()),
+            ai_unavailable: false,
             ai: None,
+            analytics: None,
+        }
+    }
+
+    /// Why ordinary events are dropped at the moment.
+    fn rejecting(&self) -> Option<DropReason> {
+        let is_lost = || self.shard.is_lost().then_some(DropReason::Storage);
+        let is_full = || self.is_journal_full().then_some(DropReason::JournalFull);
+        let is_held = || self.held.load(Ordering::SeqCst).then_some(DropReason::OptedOut);
+        self.admission.refusal().or_else(is_lost).or_else(is_held).or_else(is_full)
+    }
+
+    /// Whether the journal refused an event for want of space, and nothing was moved out of it since.
+    fn is_journal_full(&self) -> bool {
+        self.admission.journal_was_full.load(Ordering::Relaxed) && !self.shard.journal().has_free_arena()
+    }
+
+    /// What the queue is stored on: the medium of its directory, unless it is in memory.
+    fn medium(&self) -> QueueMedium {
+        if self.medium != QueueMedium::ProcessMemory && self.shard.is_volatile() {
+            QueueMedium::DeletedFiles
+        } else {
+            self.medium
+        }
+    }
+
+    /// The thread of all engines, unless the one of this lane is the problem.
+    fn deliver_state(&self, now: Instant) -> ThreadState {
+        match self.threads.deliver_state(now) {
+            state if state.is_up() && self.delivery().is_some_and(DeliveryHandle::is_restarting) => {
+                ThreadState::Restarting
+            }
+            state => state,
         }
     }
 

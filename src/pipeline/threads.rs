@@ -17,7 +17,7 @@ use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -27,6 +27,10 @@ use tokio::task::JoinSet;
 use super::mailbox::Wake;
 use super::shared::{Pipeline, lock};
 use crate::delivery::{self, DeliveryHandle, EngineParts};
+#[cfg(feature = "metrics")]
+use crate::report::Stats;
+use crate::report::ThreadState;
+use crate::sys::clock::Clock;
 use crate::sys::reentry;
 
 /// What the lanes of a client share: their two threads.
@@ -37,6 +41,74 @@ pub(super) struct Threads {
     lanes: Mutex<Lanes>,
     delivery: OnceLock<DeliveryThread>,
     is_opening: AtomicBool,
+    /// Publishes the state of the lanes, if anything does.
+    #[cfg(feature = "metrics")]
+    publishing: Publishing,
+    /// What the committer thread is doing.
+    pub(super) commit: Beat,
+    /// What the delivery thread is doing.
+    deliver: Arc<Beat>,
+}
+
+/// Publishes statistics, given a function that collects them.
+#[cfg(feature = "metrics")]
+pub(crate) type Publish = Box<dyn Fn(&dyn Fn() -> Option<Stats>) + Send + Sync>;
+
+/// Minimum time between two publications while the committer is busy.
+#[cfg(feature = "metrics")]
+const PUBLISH_SPACING: Duration = Duration::from_secs(1);
+
+#[cfg(feature = "metrics")]
+#[derive(Default)]
+struct Publishing {
+    publish: OnceLock<Publish>,
+    published_at: Mutex<Option<Instant>>,
+}
+
+/// What one of the two threads is doing, for statistics. Written by that thread whenever it falls asleep and wakes.
+#[derive(Debug, Default)]
+pub(super) struct Beat(Mutex<Activity>);
+
+#[derive(Clone, Copy, Debug, Default)]
+enum Activity {
+    #[default]
+    NotStarted,
+    Asleep,
+    AwakeSince(Instant),
+    Ended,
+}
+
+impl Beat {
+    /// The thread waits for something to do. Also set before it has begun, so that it is never seen as missing.
+    pub(super) fn asleep(&self) {
+        *lock(&self.0) = Activity::Asleep;
+    }
+
+    /// The thread has something to do.
+    pub(super) fn awake(&self, now: Instant) {
+        *lock(&self.0) = Activity::AwakeSince(now);
+    }
+
+    /// Held by the thread until it ends, also by a panic.
+    pub(super) fn running(&self) -> impl Drop + '_ {
+        struct Ends<'a>(&'a Beat);
+        impl Drop for Ends<'_> {
+            fn drop(&mut self) {
+                *lock(&self.0.0) = Activity::Ended;
+            }
+        }
+        self.asleep();
+        Ends(self)
+    }
+
+    fn state(&self, now: Instant) -> ThreadState {
+        match *lock(&self.0) {
+            Activity::NotStarted => ThreadState::NotStarted,
+            Activity::Asleep => ThreadState::Asleep,
+            Activity::AwakeSince(since) => ThreadState::Working { since: now.saturating_duration_since(since) },
+            Activity::Ended => ThreadState::Ended,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -71,6 +143,28 @@ impl Threads {
         &self.wake
     }
 
+    /// Publishes the state of the lanes: when the committer is about to sleep for no known time, and otherwise at most
+    /// once a second.
+    #[cfg(feature = "metrics")]
+    pub(super) fn publish(&self, is_idle: bool, now: Option<Instant>) {
+        let Some(publish) = self.publishing.publish.get() else { return };
+        let is_due = |at: Instant| now.is_none_or(|now| now.saturating_duration_since(at) >= PUBLISH_SPACING);
+        if is_idle || lock(&self.publishing.published_at).is_none_or(is_due) {
+            *lock(&self.publishing.published_at) = now;
+            publish(&|| self.lanes().iter().map(|lane| lane.stats()).reduce(Stats::with_ai));
+        }
+    }
+
+    /// What the committer thread is doing.
+    pub(super) fn commit_state(&self, now: Instant) -> ThreadState {
+        self.commit.state(now)
+    }
+
+    /// What the delivery thread is doing.
+    pub(super) fn deliver_state(&self, now: Instant) -> ThreadState {
+        self.deliver.state(now)
+    }
+
     /// The delivery's runtime, once a lane is delivered.
     pub(super) fn runtime(&self) -> Option<&Handle> {
         self.delivery.get().map(|delivery| &delivery.runtime)
@@ -103,6 +197,8 @@ impl Threads {
         #[cfg(feature = "testing")]
         let handles = Arc::new(Mutex::new(vec![engine.1.clone()]));
         let runtime = event_loop(
+            &self.deliver,
+            &engine.0.clock,
             #[cfg(feature = "testing")]
             &handles,
         )?;
@@ -115,7 +211,11 @@ impl Threads {
             handles,
         };
         let _ = self.delivery.set(delivery);
+        // The committer begins when the caller has its answer.
+        self.commit.asleep();
+        let beat = Arc::clone(&self.deliver);
         spawn("posthog-deliver", move || {
+            let _ends = beat.running();
             runtime.block_on(async {
                 // As a task of its own: a panic in it does not end the delivery.
                 let beside = beside.map(tokio::spawn);
@@ -175,19 +275,32 @@ async fn serve_all(mut added: UnboundedReceiver<(EngineParts, DeliveryHandle)>) 
     }
 }
 
-fn event_loop(#[cfg(feature = "testing")] handles: &Arc<Mutex<Vec<DeliveryHandle>>>) -> io::Result<Runtime> {
+fn event_loop(
+    beat: &Arc<Beat>,
+    clock: &Clock,
+    #[cfg(feature = "testing")] handles: &Arc<Mutex<Vec<DeliveryHandle>>>,
+) -> io::Result<Runtime> {
     // Where the program has tokio watch signals, each runtime has a part in that, whose making panics without a
     // descriptor. So it is seen first whether there are some; another thread may still take them in between.
     drop((UnixStream::pair()?, UnixStream::pair()?, UnixStream::pair()?));
     let mut builder = Builder::new_current_thread();
     #[cfg(feature = "testing")]
-    {
-        let parked = |handles: &Arc<Mutex<Vec<DeliveryHandle>>>, parked: bool| {
-            let handles = Arc::clone(handles);
-            move || lock(&handles).iter().for_each(|handle| handle.parked(parked))
-        };
-        builder.on_thread_park(parked(handles, true)).on_thread_unpark(parked(handles, false));
-    }
+    let parked = |parked: bool| {
+        let handles = Arc::clone(handles);
+        move || lock(&handles).iter().for_each(|handle| handle.parked(parked))
+    };
+    #[cfg(not(feature = "testing"))]
+    let parked = |_: bool| || ();
+    let (asleep, awake) = (Arc::clone(beat), Arc::clone(beat));
+    let (parks, unparks, clock) = (parked(true), parked(false), clock.clone());
+    builder.on_thread_park(move || {
+        asleep.asleep();
+        parks();
+    });
+    builder.on_thread_unpark(move || {
+        unparks();
+        awake.awake(clock.now());
+    });
     // Names are looked up on threads that it makes.
     builder.on_thread_start(reentry::this_thread_runs_packages);
     catch_unwind(AssertUnwindSafe(|| builder.enable_all().build()))
@@ -195,6 +308,14 @@ fn event_loop(#[cfg(feature = "testing")] handles: &Arc<Mutex<Vec<DeliveryHandle
 }
 
 impl Pipeline {
+    /// Has the committer call `publish` when it is awake.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn publish_by(&self, publish: Publish) {
+        if self.threads.publishing.publish.set(publish).is_ok() {
+            self.mailbox.wake();
+        }
+    }
+
     /// Runs `task` on the delivery's runtime; the call does not wait. False if there is no runtime, because this is a
     /// forked child or the client closes. A task is dropped where it stands when the delivery ends: an answer that it
     /// owes has to be given by its `drop`.

@@ -9,10 +9,14 @@
 //!   client ends, whichever comes first. No event is missing from the sum. The delivery thread calls back when an
 //!   interval has passed, and only while something may be held back.
 //!
+//! `facade.rs` publishes statistics through the crate `metrics`, with that feature.
+//!
 //! The diagnostics themselves and their texts are in the module `report`.
 
 #[cfg(test)]
 pub(crate) mod captured_log;
+#[cfg(feature = "metrics")]
+pub(crate) mod facade;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;

@@ -384,9 +384,10 @@ pub enum DiagnosticCategory {
     Lifecycle,
 }
 
-impl fmt::Display for DiagnosticCategory {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl DiagnosticCategory {
+    /// The name of the variant in snake case, for labels and logs: `storage`, `flag_definitions`.
+    pub fn name(self) -> &'static str {
+        match self {
             DiagnosticCategory::Validation => "validation",
             DiagnosticCategory::BeforeSend => "before_send",
             DiagnosticCategory::Callback => "callback",
@@ -397,7 +398,13 @@ impl fmt::Display for DiagnosticCategory {
             DiagnosticCategory::FlagDefinitions => "flag_definitions",
             DiagnosticCategory::FlagCache => "flag_cache",
             DiagnosticCategory::Lifecycle => "lifecycle",
-        })
+        }
+    }
+}
+
+impl fmt::Display for DiagnosticCategory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

@@ -5,14 +5,19 @@
 //!
 //! * `drop_reason.rs`: [`DropReason`], why an event was not accepted.
 //! * `diagnostic.rs`: [`Diagnostic`], a problem that no return value reports; `text.rs`: its text for an operator.
-//! * `stats.rs`: [`Stats`], the state of the queue and of delivery.
+//! * `stats.rs`: [`Stats`], the state of the queue and of delivery. `health.rs`: its judgement, [`Health`];
+//!   `prometheus.rs`: its figures as metrics, and the text for Prometheus.
+//! * `serialize.rs`: the shape of each type for `serde`.
 //! * `reports.rs`: what a receipt, a flush, a shutdown or an order about dead letters resolves with.
 //!
 //! What keeps diagnostics, passes them to the program and logs them is the module `recorder`.
 
 mod diagnostic;
 mod drop_reason;
+mod health;
+mod prometheus;
 mod reports;
+mod serialize;
 mod stats;
 mod text;
 
@@ -20,11 +25,13 @@ use std::sync::Arc;
 
 pub use diagnostic::{Diagnostic, DiagnosticCategory};
 pub use drop_reason::DropReason;
+pub use health::{Health, HealthCause, HealthProblem, HealthStatus};
+#[cfg(feature = "metrics")]
+pub(crate) use prometheus::{FAMILIES as METRIC_FAMILIES, Kind};
 pub use reports::{
     DeadLetterError, DeliveryReport, EndpointStatus, FlushReport, PersistError, ShutdownReport, WaitTimeout,
 };
-pub(crate) use stats::dropped;
-pub use stats::{DeliveryPhase, OrphanedQueues, Stats, StorageMode};
+pub use stats::{DeliveryPhase, OrphanedQueues, QueueMedium, Stats, StorageMode, ThreadState};
 pub(crate) use text::Line;
 
 /// Receives each diagnostic of the layers below the client.

@@ -179,6 +179,18 @@ impl fmt::Display for DeliveryReport {
 }
 
 impl EndpointStatus {
+    /// The name of the variant in snake case, for labels and logs: `up`, `down`. It does not change when a text does.
+    pub fn name(&self) -> &'static str {
+        match self {
+            EndpointStatus::Up => "up",
+            EndpointStatus::Refusing { .. } => "refusing",
+            EndpointStatus::Down { .. } => "down",
+            EndpointStatus::Paused { .. } => "paused",
+            EndpointStatus::Closed => "closed",
+            EndpointStatus::Forked => "forked",
+        }
+    }
+
     /// The worse status of both lanes. The reason says so if it is that of the AI lane.
     fn or_of_ai(self, ai: Self) -> Self {
         let of_ai = |reason| format!("AI events: {reason}");
@@ -193,6 +205,18 @@ impl EndpointStatus {
                 EndpointStatus::Paused { status, reason: of_ai(reason), retry_in }
             }
             (EndpointStatus::Up, endpoint) | (endpoint, _) => endpoint,
+        }
+    }
+}
+
+impl DeliveryReport {
+    /// The name of the variant in snake case, for labels and logs: `delivered`, `queued`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            DeliveryReport::Delivered => "delivered",
+            DeliveryReport::DeadLettered { .. } => "dead_lettered",
+            DeliveryReport::Queued { .. } => "queued",
+            DeliveryReport::Dropped(_) => "dropped",
         }
     }
 }

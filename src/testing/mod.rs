@@ -70,6 +70,8 @@ mod exceptions_tests;
 mod flags_tests;
 mod harness;
 #[cfg(test)]
+mod health_tests;
+#[cfg(test)]
 mod messages_tests;
 mod queue;
 mod server;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::unistd::{getppid, setsid};
 use posthog::reports::{DeliveryReport, EndpointStatus, PersistError};
 use posthog::settings::BeforeSend;
-use posthog::stats::StorageMode;
+use posthog::stats::{HealthCause, StorageMode};
 use posthog::{DropReason, Outcome};
 use sink::Answer;
 
@@ -87,7 +87,9 @@ fn a_child_that_has_captured_nothing_has_no_queue() {
             take(&client, "parent");
             forked(|| {
                 let stats = client.stats();
-                assert_eq!((stats.storage, stats.rejecting, stats.dir), (StorageMode::Forked, None, None));
+                assert_eq!((&stats.storage, stats.rejecting, &stats.dir), (&StorageMode::Forked, None, &None));
+                let health = client.health();
+                assert!(stats.medium.is_none() && health.has(HealthCause::NotOpened) && health.is_ready(), "{health}");
                 assert!(!client.is_disabled());
                 assert_eq!(client.flush().wait(PATIENCE).unwrap().endpoint, EndpointStatus::Forked);
                 take(&client, "child");

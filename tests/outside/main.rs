@@ -21,6 +21,8 @@ mod fork;
 mod fork_rules;
 mod limits;
 mod memory;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod network;
 mod overflow;
 mod owners;

@@ -7,6 +7,7 @@ mod bounds;
 mod dead;
 mod definitions;
 mod flushes;
+mod health;
 mod lanes;
 mod life;
 mod orphans;

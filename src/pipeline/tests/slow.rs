@@ -21,7 +21,7 @@ impl Slow {
         Arc::new(Self { op, name, state: Mutex::new((true, 0)), changed: Condvar::new() })
     }
 
-    fn disk(self: &Arc<Self>) -> Disk {
+    pub(super) fn disk(self: &Arc<Self>) -> Disk {
         Disk::gated(Arc::clone(self) as Arc<dyn Gate>)
     }
 
