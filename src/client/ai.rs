@@ -43,9 +43,13 @@ impl AiLane {
 impl Client {
     /// Captures an AI event (`$ai_generation`, `$ai_trace` and the like), which may be too large for
     /// [`capture`](Client::capture). The same hooks and settings apply, and the receipt means the same. The event may
-    /// have up to 8 MiB, is stored in a queue of its own, and is sent to PostHog's AI endpoint (`/i/v0/ai/batch/`). AI
-    /// events and other events do not wait for each other. `capture` does not look at the name: an `$ai_...` event that
-    /// is given to it is sent as an analytics event.
+    /// have up to 8 MiB, is stored in a queue of its own, and is sent to PostHog's AI endpoint (`/i/v0/ai/batch/`, with
+    /// [`CaptureProtocol::V1`](crate::settings::CaptureProtocol::V1) `/i/v1/ai/events`). AI events and other events do
+    /// not wait for each other.
+    ///
+    /// Neither call looks at the name. An `$ai_...` event that is given to `capture` is sent as an analytics event. An
+    /// event of another name that is given to this call is sent to the AI endpoint, where V1 rejects it
+    /// (`misrouted_event`), so that it becomes a dead letter.
     ///
     /// The first call opens the queue and waits for that: usually about 50 ms, at most 30 s if the disk does not
     /// respond. With [`Config::open_ai_queue`](crate::Config::open_ai_queue) the queue is opened with the client. If it

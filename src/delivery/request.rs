@@ -23,13 +23,16 @@ use crate::transport::{MAX_RESPONSE_BYTES, Request};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum CaptureProtocol {
-    /// `POST /batch/`, supported by every PostHog server. One result for all events of a request.
+    /// `POST /batch/`, supported by every PostHog server. One result for all events of a request. AI events:
+    /// `POST /i/v0/ai/batch/`.
     #[default]
     V0,
     /// `POST /i/v1/analytics/events`: a result for each event, so that a rejected event is found at once and warnings
     /// are reported ([`Diagnostic::DeliveryWarning`](crate::diagnostics::Diagnostic::DeliveryWarning)). Properties that
     /// V1 expects elsewhere are moved there: `$cookieless_mode`, `$ignore_sent_at`, `$process_person_profile`,
-    /// `$product_tour_id`, `$session_id`, `$window_id`.
+    /// `$product_tour_id`, `$session_id`, `$window_id`. AI events: `POST /i/v1/ai/events`, with the same rules; PostHog
+    /// drops an event there whose name is not that of an AI event. A server that has no such endpoint responds 404, and
+    /// events stay queued.
     V1,
 }
 
@@ -63,18 +66,9 @@ impl Exchange {
 }
 
 impl DeliveryOptions {
-    /// The compression of bodies. With V0 it is gzip or none, because not every V0 server reads the other formats.
-    pub(super) fn compression(&self) -> Compression {
-        match (self.protocol, self.compression) {
-            (CaptureProtocol::V1, any) => any,
-            (CaptureProtocol::V0, Compression::None) => Compression::None,
-            (CaptureProtocol::V0, _) => Compression::Gzip,
-        }
-    }
-
     /// The request of an attempt made at `now`.
     pub(super) fn request(&self, exchange: &Exchange, now: WallNanos, body: Body) -> Request {
-        let encoding = self.compression().content_encoding();
+        let encoding = self.compression.content_encoding();
         let mut url = Arc::clone(&self.url);
         let mut headers = vec![("content-type", "application/json".to_owned())];
         headers.extend(encoding.map(|encoding| ("content-encoding", encoding.to_owned())));

@@ -89,7 +89,7 @@ impl Engine {
         let records = || batch.records(&self.intake.loaded);
         let bodies = records().map(|(.., body)| body);
         // Writing to memory fails only if an allocation does.
-        let written = self.options.body(self.options.compression(), exchange, wall, bodies).ok();
+        let written = self.options.body(self.options.compression, exchange, wall, bodies).ok();
         self.options.symbols.rest();
         let malformed = written.iter().flat_map(|body| &body.malformed);
         let culprits: Vec<_> =

@@ -130,9 +130,7 @@ impl PipelineOptions {
             },
             limits,
             delivery: DeliveryOptions {
-                url: format!("{}/i/v0/ai/batch/", self.queue.project.host).into(),
-                // The AI endpoint supports no other protocol.
-                protocol: CaptureProtocol::V0,
+                url: format!("{}{}", self.queue.project.host, ai_path(delivery.protocol)).into(),
                 gzip_in_query: false,
                 max_batch_bytes: AI_BATCH_BYTES,
                 pace: PaceOptions {
@@ -143,6 +141,14 @@ impl PipelineOptions {
             },
             ..self.clone()
         }
+    }
+}
+
+/// The path of the endpoint for AI events. PostHog serves it by other machines than the endpoint for analytics events.
+fn ai_path(protocol: CaptureProtocol) -> &'static str {
+    match protocol {
+        CaptureProtocol::V0 => "/i/v0/ai/batch/",
+        CaptureProtocol::V1 => "/i/v1/ai/events",
     }
 }
 

@@ -160,7 +160,7 @@ impl State {
     fn take_in(&mut self, request: &Request) -> Result<(Answer, String), String> {
         let path = request.url.split('?').next().unwrap_or_default().trim_end_matches('/');
         let route = match path {
-            path if path.ends_with("/i/v0/ai/batch") => Route::Ai,
+            path if path.ends_with("/i/v0/ai/batch") || path.ends_with("/i/v1/ai/events") => Route::Ai,
             path if path.ends_with("/flags") || path.ends_with("/decide") => Route::Flags,
             path if path.ends_with("/flags/definitions") || path.ends_with("/api/feature_flag/local_evaluation") => {
                 Route::FlagDefinitions
@@ -199,7 +199,7 @@ fn words(path: &str, route: Route, events: &[Value]) -> Value {
         }
         Route::Flags => json!({"flags": {}, "errorsWhileComputingFlags": false}),
         Route::FlagDefinitions => json!({"flags": [], "group_type_mapping": {}, "cohorts": {}}),
-        Route::Analytics if path.ends_with("/i/v1/analytics/events") => {
+        Route::Analytics | Route::Ai if path.contains("/i/v1/") => {
             let uuids = events.iter().filter_map(|event| event["uuid"].as_str());
             json!({"results": uuids.map(|uuid| (uuid, json!({"result": "ok"}))).collect::<HashMap<_, _>>()})
         }

@@ -2,7 +2,7 @@
 //! wrappers of model clients, which this library does not have: see `docs/architecture.md`.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use posthog::diagnostics::Diagnostic;
 use posthog::reports::{DeliveryReport, EndpointStatus};
@@ -16,6 +16,7 @@ use uuid::Uuid;
 const PATIENCE: Duration = Duration::from_secs(60);
 const ANALYTICS: &str = "/batch/";
 const AI: &str = "/i/v0/ai/batch/";
+const AI_V1: &str = "/i/v1/ai/events";
 
 struct Fixture {
     sink: Sink,
@@ -265,19 +266,51 @@ fn ai_11_the_request_is_a_v0_batch_to_the_ai_endpoint() {
 }
 
 #[test]
-fn ai_11_ai_events_are_sent_as_v0_whatever_analytics_use() {
+fn ai_11_v1_has_an_ai_endpoint_with_a_result_for_each_event() {
     let fixture = Fixture::new();
     let client = fixture.client(|config| config.protocol(CaptureProtocol::V1).compression(Compression::Deflate));
-    let uuid = uuid_of(&client.capture_ai(generation()));
-    client.capture(Event::new("tick", "user_1"));
+    let uuid = uuid_of(&client.capture_ai(generation().prop("$session_id", "s-1")));
+    uuid_of(&client.capture(Event::new("tick", "user_1")));
     flush(&client);
     let requests = fixture.sink.requests();
-    let request = requests.iter().find(|request| request.path == AI).unwrap();
-    assert_eq!((request.header("content-encoding"), request.query.as_str()), (Some("gzip"), ""));
-    assert_eq!((request.api_key.as_str(), request.header("authorization")), ("phc_ai", None));
+    let request = requests.iter().find(|request| request.path == AI_V1).unwrap();
+    assert_eq!((request.header("content-encoding"), request.query.as_str()), (Some("deflate"), ""));
+    assert_eq!(request.header("authorization"), Some("Bearer phc_ai"));
+    assert_eq!(request.header("posthog-attempt"), Some("1"));
     assert_eq!((&request.uuids[..], requests.len()), (&[uuid][..], 2));
+    assert_eq!(fixture.taken("/i/v1/analytics/events"), ["tick"]);
+    let ai = fixture.sink.events().into_iter().find(|event| event.uuid == uuid).unwrap();
+    assert_eq!(ai.others, json!({"options": {}, "session_id": "s-1"}));
+
+    // PostHog rejects an event that is no AI event, by its own result. The other one of the same request is delivered.
+    let misrouted = uuid_of(&client.capture_ai(Event::new("clicked", "user_1")));
+    let good = uuid_of(&client.capture_ai(generation()));
+    flush(&client);
+    let deadline = Instant::now() + PATIENCE;
+    while client.dead_letters(9).is_empty() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let dead = client.dead_letters(9);
+    assert_eq!((dead.len(), dead[0].status, dead[0].reason.as_str()), (1, 200, "misrouted_event"));
+    assert_eq!(dead[0].event["uuid"], misrouted.to_string());
+    assert!(fixture.sink.inspect(|state| state.contains(good) && !state.contains(misrouted)));
     let stats = client.stats();
-    assert_eq!((stats.delivered, stats.queued_events), (2, 0));
+    assert_eq!((stats.delivered, stats.dead_lettered, stats.queued_events), (3, 1, 0));
+}
+
+#[test]
+fn ai_11_a_retry_of_v1_has_the_same_request_id() {
+    let fixture = Fixture::new();
+    fixture.sink.script([Answer::results(["retry:not_persisted"]), Answer::status(503)]);
+    let client = fixture.client(|config| config.protocol(CaptureProtocol::V1));
+    let uuid = uuid_of(&client.capture_ai(generation()));
+    fixture.wait_for(|state| state.contains(uuid));
+    let requests = fixture.sink.requests();
+    let header = |name: &str| requests.iter().map(|request| request.header(name).unwrap()).collect::<Vec<_>>();
+    assert_eq!(header("posthog-attempt"), ["1", "2", "3"]);
+    let ids = header("posthog-request-id");
+    assert!(ids[0] == ids[1] && ids[1] == ids[2], "{ids:?}");
+    assert!(requests.iter().all(|request| request.path == AI_V1 && request.uuids == [uuid]));
 }
 
 #[test]

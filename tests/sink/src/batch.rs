@@ -1,6 +1,6 @@
 //! Parsing the body of a request into events, with PostHog's rules and messages.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use memchr::memmem;
 use serde_json::Value;
@@ -39,8 +39,8 @@ pub(crate) struct Batch {
     pub(crate) sent_at: String,
     pub(crate) uuids: Vec<Uuid>,
     pub(crate) events: Vec<Event>,
-    /// Events of a taken request that are not taken themselves.
-    pub(crate) left: HashSet<Uuid>,
+    /// Events of a taken request that are not taken themselves, with the reason.
+    pub(crate) left: HashMap<Uuid, &'static str>,
     /// The body without its events.
     pub(crate) envelope: Value,
     /// Whether the uuids are also kept with the request.

@@ -7,9 +7,10 @@
 //! - `POST /batch`, with or without a trailing slash, and `/i/v0/ai/batch/`, which has the same body: JSON, plain or
 //!   gzip (recognized by the header or by gzip's magic number, as PostHog does). Any other path is 404, any other
 //!   method 405.
-//! - `POST /i/v1/analytics/events`: a V1 batch with its headers, in any of its encodings. The response has a result for
-//!   each event ([`Answer::results`]), and only events with a good result are taken. A request with a repeated uuid is
-//!   refused as a whole.
+//! - `POST /i/v1/analytics/events` and `/i/v1/ai/events`: a V1 batch with its headers, in any of its encodings. The
+//!   response has a result for each event ([`Answer::results`]), and only events with a good result are taken. A request
+//!   with a repeated uuid is refused as a whole. The endpoint for AI events drops events without `$ai_` in front of
+//!   their name.
 //! - `POST /flags/` (or `/decide/`) and `GET /flags/definitions/` (or `/api/feature_flag/local_evaluation/`): flags.
 //!   There are none until [`Sink::flags`] sets them; they have a script apart from that for events.
 //! - A request is taken or refused as a whole. An event without a name or distinct id, a body that is not JSON, or one

@@ -107,7 +107,7 @@ impl State {
 
     fn record(&mut self, mut request: Request, batch: Batch) {
         if request.taken {
-            let is_taken = |uuid: &Uuid| !batch.left.contains(uuid);
+            let is_taken = |uuid: &Uuid| !batch.left.contains_key(uuid);
             self.taken += batch.uuids.iter().filter(|&uuid| is_taken(uuid)).count() as u64;
             self.uuids.extend(batch.uuids.iter().copied().filter(is_taken));
             let arrival = self.requests.len();

@@ -1,4 +1,4 @@
-//! V1 batches: `POST /i/v1/analytics/events`, with a result for each event.
+//! V1 batches: `POST /i/v1/analytics/events`, and `/i/v1/ai/events` for AI events, with a result for each event.
 
 use std::collections::HashSet;
 
@@ -6,10 +6,11 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::answer::Answer;
-use crate::batch::{Batch, event_of, text_of, uuid_of};
+use crate::batch::{Batch, Event, event_of, text_of, uuid_of};
 use crate::state::Request;
 
-pub(crate) const PATHS: [&str; 2] = ["/i/v1/analytics/events", "/i/v1/analytics/events/"];
+pub(crate) const PATHS: [&str; 4] = ["/i/v1/analytics/events", "/i/v1/analytics/events/", AI_PATH, "/i/v1/ai/events/"];
+const AI_PATH: &str = "/i/v1/ai/events";
 
 const HEADERS: [&str; 5] =
     ["authorization", "posthog-sdk-info", "posthog-attempt", "posthog-request-id", "posthog-request-timestamp"];
@@ -45,9 +46,12 @@ pub(crate) fn validate(request: &Request, body: &Value, events: Vec<Value>) -> (
         batch.uuids.push(uuid);
         let has_options = event.get("options").is_some_and(is_all_set);
         match event_of(event, &batch.sent_at) {
+            Ok(event) if is_misrouted(request, &event) => {
+                batch.left.insert(uuid, "misrouted_event");
+            }
             Ok(event) if has_options => batch.events.push(event),
             _ => {
-                batch.left.insert(uuid);
+                batch.left.insert(uuid, "invalid event");
             }
         }
     }
@@ -60,16 +64,23 @@ pub(crate) fn judge(batch: &mut Batch, words: &[String]) -> String {
     let mut results = serde_json::Map::new();
     for (at, uuid) in batch.uuids.iter().enumerate() {
         let word = words.get(at).or(words.last()).map_or("ok", String::as_str);
-        let word = if batch.left.contains(uuid) { "drop:invalid event" } else { word };
-        let (result, details) = word.split_once(':').unwrap_or((word, ""));
+        let (result, details) = match batch.left.get(uuid) {
+            Some(why) => ("drop", *why),
+            None => word.split_once(':').unwrap_or((word, "")),
+        };
         if !matches!(result, "ok" | "warning") {
-            batch.left.insert(*uuid);
+            batch.left.entry(*uuid).or_insert("not accepted");
         }
         if result != "missing" {
             results.insert(key(*uuid), result_of(result, details));
         }
     }
     json!({ "results": results }).to_string()
+}
+
+/// Whether the endpoint for AI events got an event of another kind.
+fn is_misrouted(request: &Request, event: &Event) -> bool {
+    request.path.trim_end_matches('/') == AI_PATH && !event.event.starts_with("$ai_")
 }
 
 fn key(uuid: Uuid) -> String {
