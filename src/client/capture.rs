@@ -312,6 +312,22 @@ impl Client {
         self.capture(Event::set_person(distinct_id).person_props_once(props).must_set_something())
     }
 
+    /// Removes properties of a person (a `$set` event with `$unset`). Properties that the person does not have are
+    /// ignored. Without a key, the event is `Dropped(NothingToSet)`. To remove properties with another event:
+    /// [`Event::unset_person_property`].
+    ///
+    /// ```
+    /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
+    /// client.unset_person("user_1", ["trial_ends", "coupon"]);
+    /// ```
+    pub fn unset_person<K: AsRef<str>>(
+        &self,
+        distinct_id: impl AsRef<str>,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Receipt {
+        self.capture(Event::set_person(distinct_id).unset_person_properties(keys).must_set_something())
+    }
+
     /// Captures `$create_alias`: `alias` and `previous_id` are the same person. A blank `previous_id` is
     /// `Dropped(EmptyDistinctId)`, a blank `alias` is `Dropped(EmptyAlias)`. [`Event::alias`] has more options.
     pub fn alias(&self, previous_id: impl AsRef<str>, alias: impl AsRef<str>) -> Receipt {

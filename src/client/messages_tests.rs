@@ -441,7 +441,7 @@ fn every_drop_reason_has_a_pinned_text() {
             "the alias is blank",
             "the group's type is blank",
             "the group's key is blank",
-            "there is no property to set",
+            "there is no property to set or to remove",
             "posthog::init was not called yet",
             "more exceptions of this type and place than the rate limit allows",
         ]

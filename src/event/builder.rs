@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use serde::Serialize;
+use serde_json::Value;
 use uuid::Uuid;
 
 use super::draft::{self, Draft, Refusal, class_of, is_blank};
@@ -14,6 +15,7 @@ use crate::sys::limits::{NAME_KEPT, beginning};
 
 const SET: &str = "$set";
 const SET_ONCE: &str = "$set_once";
+const UNSET: &str = "$unset";
 const GROUP_SET: &str = "$group_set";
 
 /// An event for PostHog.
@@ -275,15 +277,51 @@ impl Event {
         self
     }
 
+    /// Removes a property of the person (`$unset`), if the person has it. Works with any event except an exception, for
+    /// which PostHog changes no person.
+    ///
+    /// Do not set and remove the same property in one event: PostHog removes it if the person has it, and otherwise sets
+    /// it.
+    ///
+    /// ```
+    /// use posthog::Event;
+    ///
+    /// let event = Event::new("downgraded", "user_1").unset_person_property("plan").unset_person_property("seats");
+    /// assert_eq!(event.properties()["$unset"], serde_json::json!(["plan", "seats"]));
+    /// ```
+    pub fn unset_person_property(self, key: impl AsRef<str>) -> Self {
+        self.unset_person_properties([key])
+    }
+
+    /// Removes several properties of the person (`$unset`): see [`unset_person_property`](Self::unset_person_property).
+    pub fn unset_person_properties<K: AsRef<str>>(mut self, keys: impl IntoIterator<Item = K>) -> Self {
+        // PostHog takes a list of keys, or the keys of a map, which a hook or another library may have set.
+        let mut all: Vec<String> = match self.get(UNSET) {
+            Some(Value::Array(keys)) => keys.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+            Some(Value::Object(map)) => map.into_iter().map(|(key, _)| key).collect(),
+            _ => Vec::new(),
+        };
+        for key in keys {
+            if !all.iter().any(|other| other == key.as_ref()) {
+                all.push(key.as_ref().to_owned());
+            }
+        }
+        if !all.is_empty() {
+            self.remove(UNSET);
+            self.set(UNSET, all);
+        }
+        self
+    }
+
     /// Sets several properties of the group of a [`group_identify`](Self::group_identify) event (`$group_set`).
     pub fn group_props(mut self, props: impl Serialize) -> Self {
         self.merge_all(GROUP_SET, &props);
         self
     }
 
-    /// Makes the event invalid unless it sets a property of the person.
+    /// Makes the event invalid unless it sets or removes a property of the person.
     pub(crate) fn must_set_something(mut self) -> Self {
-        if !self.has(SET) && !self.has(SET_ONCE) {
+        if ![SET, SET_ONCE, UNSET].iter().any(|name| self.has(name)) {
             self.draft.remember(Refusal::NothingToSet);
         }
         self

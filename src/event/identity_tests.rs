@@ -49,10 +49,24 @@ fn a_set_of_the_caller_is_added_to_or_replaced_if_no_map() {
 }
 
 #[test]
+fn keys_to_remove_gather_in_one_list_each_once() {
+    let unset = |event: Event| sent(event)["properties"]["$unset"].clone();
+    let event = Event::new("e", "d").unset_person_property("b").prop("between", 1);
+    assert_eq!(unset(event.unset_person_properties(["a", "b"]).unset_person_property("c")), json!(["b", "a", "c"]));
+    // Both forms that PostHog takes are added to.
+    for given in [json!(["x"]), json!({"x": ""})] {
+        assert_eq!(unset(Event::new("e", "d").prop("$unset", given).unset_person_property("b")), json!(["x", "b"]));
+    }
+    assert_eq!(unset(Event::new("e", "d").prop("$unset", "nonsense").unset_person_property("b")), json!(["b"]));
+    assert_eq!(unset(Event::new("e", "d").unset_person_properties([""; 0])), Value::Null, "none, and no empty list");
+}
+
+#[test]
 fn identity_events_are_priority_and_say_what_posthog_expects() {
     for (event, expected) in [
         (Event::identify("user_1"), json!({"$set": {}})),
         (Event::set_person("user_1").person_property("a", 1), json!({"$set": {"a": 1}})),
+        (Event::set_person("user_1").unset_person_property("a"), json!({"$unset": ["a"]})),
         (Event::alias("user_1", "anon_1"), json!({"distinct_id": "user_1", "alias": "anon_1"})),
         (
             Event::group_identify("company", 42).group_props([("plan", "pro")]),

@@ -51,8 +51,8 @@ pub enum DropReason {
     EmptyGroupType,
     /// The key of a group is empty or blank.
     EmptyGroupKey,
-    /// [`Client::set_person`](crate::Client::set_person) or [`Client::set_person_once`](crate::Client::set_person_once)
-    /// was called without a property.
+    /// [`Client::set_person`](crate::Client::set_person), [`Client::set_person_once`](crate::Client::set_person_once) or
+    /// [`Client::unset_person`](crate::Client::unset_person) was called without a property.
     NothingToSet,
     /// [`posthog::capture`](crate::capture) was called before [`init`](crate::init). The first such event is logged;
     /// none is counted.
@@ -124,7 +124,7 @@ impl DropReason {
             DropReason::EmptyAlias => ("empty_alias", "the alias is blank"),
             DropReason::EmptyGroupType => ("empty_group_type", "the group's type is blank"),
             DropReason::EmptyGroupKey => ("empty_group_key", "the group's key is blank"),
-            DropReason::NothingToSet => ("nothing_to_set", "there is no property to set"),
+            DropReason::NothingToSet => ("nothing_to_set", "there is no property to set or to remove"),
             DropReason::NotInitialized => ("not_initialized", "posthog::init was not called yet"),
             DropReason::RateLimited => {
                 ("rate_limited", "more exceptions of this type and place than the rate limit allows")

@@ -129,17 +129,24 @@ fn idn_04_an_identify_says_nothing_but_this() {
 #[test]
 fn idn_05_set_and_set_once_are_events_unless_empty() {
     let scenario = Scenario::new();
-    let receipts = [scenario.client.set_person("user_1", ()), scenario.client.set_person_once("user_1", json!({}))];
+    let receipts = [
+        scenario.client.set_person("user_1", ()),
+        scenario.client.set_person_once("user_1", json!({})),
+        scenario.client.unset_person("user_1", [""; 0]),
+    ];
     for receipt in &receipts {
         scenario.must_have_dropped(receipt, DropReason::NothingToSet, DiagnosticCategory::Validation);
     }
     accepted(&scenario.client.set_person("user_1", [("plan", "pro")]));
     accepted(&scenario.client.set_person_once("user_1", [("since", 2026)]));
+    accepted(&scenario.client.unset_person("user_1", ["trial", "coupon"]));
     let sent = scenario.sent();
     assert!(sent.iter().all(|event| event["event"] == "$set" && event["distinct_id"] == "user_1"));
     assert_eq!(sent[0]["properties"]["$set"], json!({"plan": "pro"}));
     assert_eq!(sent[1]["properties"]["$set_once"], json!({"since": 2026}));
     assert!(sent[1]["properties"].get("$set").is_none());
+    assert_eq!(sent[2]["properties"]["$unset"], json!(["trial", "coupon"]));
+    assert!(sent[2]["properties"].get("$set").is_none());
 }
 
 #[test]
