@@ -56,6 +56,7 @@ fn unreachable_endpoint(error: TransportError) -> Error {
         TransportError::BadCertificate { number } => {
             Error::config("ca_certificate", format!("number {number} is not a PEM certificate"))
         }
+        TransportError::BadIdentity { why } => Error::config("client_identity", format!("cannot be used: {why}")),
         TransportError::BadHeader { name } => {
             Error::config("header", format!("{name:?} has a name or a value that HTTP does not allow"))
         }

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ use crate::sys::disk::Disk;
 use crate::sys::limits::{self, *};
 use crate::sys::machine::{self, System};
 use crate::sys::wording::bytes;
-use crate::transport::TransportOptions;
+use crate::transport::{ClientIdentity, TransportOptions};
 
 /// The settings that the client itself needs.
 #[derive(Clone)]
@@ -267,6 +268,7 @@ impl Config {
             connect_timeout,
             proxy: self.proxy.clone(),
             ca_pem: self.ca_certificates.clone(),
+            identity: self.client_identity.clone().map(identity).transpose()?,
             user_agent: format!("{LIB_NAME}/{major}.{minor}.{patch}"),
             headers: headers(&self.headers)?,
         })
@@ -284,6 +286,20 @@ fn system_properties(system: &System) -> Pairs {
     Pairs::of(&known).unwrap_or_default()
 }
 
+/// Makes the paths of a client identity absolute, because daemons change their working directory. Whether the files can
+/// be used is seen when they are read.
+fn identity(identity: ClientIdentity) -> Result<ClientIdentity, Error> {
+    let absolute = |what: &str, path: PathBuf| match path.as_os_str().is_empty() {
+        true => Err(Error::config("client_identity", format!("names no file for the {what}"))),
+        false => Ok(std::path::absolute(&path).unwrap_or(path)),
+    };
+    Ok(match identity {
+        ClientIdentity::Files { certificates, key } => ClientIdentity::Files {
+            certificates: absolute("certificate (POSTHOG_CLIENT_CERT)", certificates)?,
+            key: absolute("private key (POSTHOG_CLIENT_KEY)", key)?,
+        },
+        pem @ ClientIdentity::Pem { .. } => pem,
+    })
 /// Checks that the protocol and this build support a codec.
 fn compression(chosen: Compression, protocol: CaptureProtocol) -> Result<Compression, Error> {
     let is_v0 = protocol == CaptureProtocol::V0;

@@ -6,8 +6,9 @@ use super::Config;
 use crate::error::Error;
 
 impl Config {
-    /// Settings from `POSTHOG_API_KEY`, `POSTHOG_HOST`, `POSTHOG_QUEUE_DIR`, and `POSTHOG_SECRET_KEY` or else
-    /// `POSTHOG_PERSONAL_API_KEY` (for [`secret_key`](Config::secret_key)). Without a key the client is
+    /// Settings from `POSTHOG_API_KEY`, `POSTHOG_HOST`, `POSTHOG_QUEUE_DIR`, `POSTHOG_SECRET_KEY` or else
+    /// `POSTHOG_PERSONAL_API_KEY` (for [`secret_key`](Config::secret_key)), and `POSTHOG_CLIENT_CERT` with
+    /// `POSTHOG_CLIENT_KEY` (for [`client_identity_files`](Config::client_identity_files)). Without a key the client is
     /// [`disabled`](Config::disabled) and reports that once
     /// ([`Diagnostic::KeyMissing`](crate::diagnostics::Diagnostic::KeyMissing), logged at level `INFO`). All other
     /// settings can still be changed.
@@ -19,6 +20,13 @@ impl Config {
         let config = match set("POSTHOG_HOST") {
             Some(host) => config.host(host),
             None => config,
+        };
+        let config = match (set("POSTHOG_CLIENT_CERT"), set("POSTHOG_CLIENT_KEY")) {
+            (None, None) => config,
+            // One without the other is an error when the client is created.
+            (certificates, key) => {
+                config.client_identity_files(certificates.unwrap_or_default(), key.unwrap_or_default())
+            }
         };
         match set("POSTHOG_SECRET_KEY").or_else(|| set("POSTHOG_PERSONAL_API_KEY")) {
             Some(secret_key) => config.secret_key(secret_key),

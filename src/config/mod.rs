@@ -35,7 +35,7 @@ use crate::record::symbols::InAppRules;
 use crate::recorder::DiagnosticHook;
 use crate::report::Diagnostic;
 use crate::sys::limits;
-use crate::transport::Proxy;
+use crate::transport::{ClientIdentity, Proxy};
 
 pub(crate) use check::Settings;
 use flags::FlagOptions;
@@ -95,6 +95,7 @@ pub struct Config {
     pub(super) connect_timeout: Option<Duration>,
     pub(super) proxy: Proxy,
     pub(super) ca_certificates: Vec<Vec<u8>>,
+    pub(super) client_identity: Option<ClientIdentity>,
     pub(super) headers: Vec<(String, String)>,
     pub(super) compression: Compression,
     pub(super) protocol: CaptureProtocol,
@@ -152,6 +153,7 @@ impl Config {
             connect_timeout: None,
             proxy: Proxy::FromEnv,
             ca_certificates: Vec::new(),
+            client_identity: None,
             headers: Vec::new(),
             compression: Compression::default(),
             protocol: CaptureProtocol::default(),
@@ -421,6 +423,37 @@ impl Config {
     /// called several times.
     pub fn ca_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.ca_certificates.push(pem.into());
+        self
+    }
+
+    /// The certificate that this client presents to an endpoint that asks for one (mutual TLS), and its private key, as
+    /// PEM texts. The first certificate is the client's own; those of its issuers follow. The key is in PKCS#8, PKCS#1 or
+    /// SEC1 form, without a passphrase. Used for all requests, including those for flags and those through a proxy. An
+    /// identity that cannot be used is an error when the client is created. Default: none.
+    ///
+    /// The texts stay in use as long as the client. Certificates that are renewed need
+    /// [`client_identity_files`](Self::client_identity_files). The later of the two calls counts.
+    pub fn client_identity(mut self, certificates: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
+        self.client_identity = Some(ClientIdentity::Pem { certificates: certificates.into(), key: key.into() });
+        self
+    }
+
+    /// As [`client_identity`](Self::client_identity), from two files, which may be the same file. They are read when the
+    /// client is created, and again whenever a connection is made, so that renewed certificates are used without a
+    /// restart. Connections that exist keep their certificate until they are closed (after 30 s without a request). If
+    /// the files cannot be used later, for example because only one of them has been replaced yet, the last good
+    /// identity stays in use; if the endpoint then refuses it, the reported failure says so.
+    ///
+    /// ```
+    /// use posthog::Config;
+    ///
+    /// let config = Config::new("phc_example")
+    ///     .host("https://posthog.internal.example.com")
+    ///     .client_identity_files("/etc/mydaemon/client.crt", "/etc/mydaemon/client.key");
+    /// # let _ = config;
+    /// ```
+    pub fn client_identity_files(mut self, certificates: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        self.client_identity = Some(ClientIdentity::Files { certificates: certificates.into(), key: key.into() });
         self
     }
 

@@ -19,6 +19,7 @@ fn start(sink: &Sink, chunks: u64, events: u64) -> Rig {
         connect_timeout: Duration::from_secs(5),
         proxy: Proxy::None,
         ca_pem: Vec::new(),
+        identity: None,
         user_agent: "posthog-durable/0.0.0".to_owned(),
         headers: Vec::new(),
     };

@@ -10,9 +10,10 @@ use reqwest::Url;
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, ETAG, HeaderMap, HeaderName, RETRY_AFTER};
 use tokio::time::Instant;
 
+use super::identity::Identity;
 use super::message::{Request, Response, RetryAfter, Source, TransportError};
 use super::pool::{Connections, Transport, noting_connects};
-use super::proxy::{Named, Ways};
+use super::proxy::Named;
 
 /// A connection that died while idle is noticed at once. A server that closes it later has worked on the request, which
 /// must then not be sent again with an old `sent_at`.
@@ -27,8 +28,7 @@ pub(super) async fn exchange(transport: Transport, request: Request) -> Result<R
     let request = prepare(&connections, request)?;
     // The body is shared, not copied.
     let spare = request.try_clone();
-    let ways = &transport.settings.ways;
-    let (error, was_stale) = match attempt(&connections, request, most, ways).await {
+    let (error, was_stale) = match attempt(&transport, &connections, request, most).await {
         Ok(response) => return Ok(response),
         Err(failure) => failure,
     };
@@ -45,7 +45,7 @@ pub(super) async fn exchange(transport: Transport, request: Request) -> Result<R
     match (again, spare) {
         (Some(connections), Some(mut request)) if !left().is_zero() => {
             *request.timeout_mut() = Some(left());
-            attempt(&connections, request, most, ways).await.map_err(|(error, _)| error)
+            attempt(&transport, &connections, request, most).await.map_err(|(error, _)| error)
         }
         _ => Err(error),
     }
@@ -67,13 +67,13 @@ fn prepare(connections: &Connections, request: Request) -> Result<reqwest::Reque
 /// Sends a request once. An error comes with whether the connection existed before the request and was found dead before
 /// the response began.
 async fn attempt(
+    transport: &Transport,
     connections: &Connections,
     request: reqwest::Request,
     most: usize,
-    ways: &Ways,
 ) -> Result<Response, (TransportError, bool)> {
     let (url, began) = (request.url().clone(), Instant::now());
-    let failed = |error, was_stale| (classify(error, &url, ways), was_stale);
+    let failed = |error, was_stale| (classify(error, &url, transport), was_stale);
     let (result, has_connected) = noting_connects(connections.client.execute(request)).await;
     let mut answer = result.map_err(|error| {
         let was_stale = !has_connected && began.elapsed() < STALE_WITHIN && is_hang_up(&error);
@@ -131,12 +131,17 @@ fn is_hang_up(error: &reqwest::Error) -> bool {
 }
 
 /// Classifies an error of reqwest by what the operator can do about it. `url` determines the proxy of the request.
-fn classify(error: reqwest::Error, url: &Url, ways: &Ways) -> TransportError {
+fn classify(error: reqwest::Error, url: &Url, transport: &Transport) -> TransportError {
     let error = error.without_url();
+    let ways = &transport.settings.ways;
     let proxy = ways.to(url);
     // hyper-util does not export the error type.
     let has = |text: &str| in_chain(&error, &|link| link.to_string().starts_with(text));
     // A TLS or proxy failure is also a connect failure and may be a timeout, so the most specific class comes first.
+    if in_chain(&error, &refuses_the_client) {
+        let advice = advice(transport.identity.as_deref());
+        return TransportError::ClientCertificate { advice, source: with_proxy(error, proxy) };
+    }
     if in_chain(&error, &|link| link.is::<rustls::Error>()) {
         return TransportError::Tls(with_proxy(error, proxy));
     }
@@ -155,6 +160,40 @@ fn classify(error: reqwest::Error, url: &Url, ways: &Ways) -> TransportError {
             None => error.into(),
         }),
         _ => TransportError::Other(with_proxy(error, proxy)),
+    }
+}
+
+/// Whether the endpoint has sent an alert about the client's certificate.
+fn refuses_the_client(link: &(dyn Error + 'static)) -> bool {
+    use rustls::AlertDescription as Alert;
+    matches!(
+        link.downcast_ref::<rustls::Error>(),
+        Some(rustls::Error::AlertReceived(
+            Alert::CertificateRequired
+                | Alert::NoCertificate
+                | Alert::BadCertificate
+                | Alert::UnsupportedCertificate
+                | Alert::CertificateRevoked
+                | Alert::CertificateExpired
+                | Alert::CertificateUnknown
+                | Alert::UnknownCA
+                | Alert::AccessDenied
+                // The signature of the certificate, or of the client, does not verify.
+                | Alert::DecryptError
+        ))
+    )
+}
+
+/// What to do about a refused client certificate.
+fn advice(identity: Option<&Identity>) -> String {
+    let Some(identity) = identity else {
+        return "it has none: configure one (Config::client_identity)".to_owned();
+    };
+    let advice = "check that it has not expired and that the endpoint trusts its issuer (files are read again for each \
+                  connection)";
+    match identity.problem() {
+        Some(problem) => format!("{advice}; the one in use is older than its files, because {problem}"),
+        None => advice.to_owned(),
     }
 }
 

@@ -115,6 +115,13 @@ pub(crate) enum TransportError {
          (certificates are read again after such a failure, at most once a minute)"
     )]
     Tls(#[source] Source),
+    /// The endpoint asked for a client certificate, and refused what it got.
+    #[error("the endpoint refuses this client's certificate; {advice}")]
+    ClientCertificate {
+        /// What the operator can do.
+        advice: String,
+        source: Source,
+    },
     #[error("could not connect to the proxy {proxy}; check that it runs and that this is its address{remedy}")]
     ProxyDown {
         proxy: String,
@@ -141,6 +148,8 @@ pub(crate) enum TransportError {
     BadProxy { reason: &'static str },
     #[error("CA certificate number {number} of the configuration is not a PEM certificate")]
     BadCertificate { number: usize },
+    #[error("the client identity cannot be used: {why}")]
+    BadIdentity { why: String },
     #[error("the configured header {name:?} has a name or a value that HTTP does not allow")]
     BadHeader {
         /// Its name; the value may be a secret.
@@ -153,8 +162,8 @@ pub(crate) enum TransportError {
 impl TransportError {
     /// Whether no connection could be established, so that the content of the request cannot be the cause.
     pub(crate) fn is_unreachable(&self) -> bool {
-        use TransportError::{Connect, Proxy, ProxyDown, Tls};
-        matches!(self, Connect(_) | Tls(_) | Proxy { .. } | ProxyDown { .. })
+        use TransportError::{ClientCertificate, Connect, Proxy, ProxyDown, Tls};
+        matches!(self, Connect(_) | Tls(_) | ClientCertificate { .. } | Proxy { .. } | ProxyDown { .. })
     }
 
     /// The error and all its sources in one line.

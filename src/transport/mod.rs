@@ -16,6 +16,8 @@
 //! * **Replaced certificates are noticed.** The machine's certificates (`SSL_CERT_FILE`, `SSL_CERT_DIR`) are read in
 //!   [`Transport::new`] and again after a failure of TLS, at most once a minute. If they have changed, the request is
 //!   sent once more with the new ones. An idle process reads nothing.
+//! * **The client's own certificate**, if one is configured, is presented to endpoints that ask for one, also through
+//!   proxies. Its files are read again whenever a connection is made (`identity.rs`).
 //! * **Redirects are not followed:** a POST that becomes a GET of a login page must not look like success.
 //! * **Names are resolved** on one thread per look-up, with a bounded number of them: tokio's own way panics if no
 //!   thread can be created.
@@ -33,6 +35,7 @@
 //! * The texts of errors and warnings never contain a proxy's password or a request's URL.
 
 mod exchange;
+mod identity;
 mod message;
 mod pool;
 mod proxy;
@@ -44,6 +47,7 @@ mod tests;
 
 use reqwest::Url;
 
+pub(crate) use identity::ClientIdentity;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use message::RetryAfter;
 pub(crate) use message::{Http, MAX_RESPONSE_BYTES, Pending, Request, Response, TransportError};

@@ -2,12 +2,14 @@
 
 use std::cell::Cell;
 use std::fmt::{self, Debug};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
@@ -17,6 +19,7 @@ use tower_layer::layer_fn;
 use tower_service::Service;
 
 use super::exchange::exchange;
+use super::identity::{ClientIdentity, Identity, provider};
 use super::message::{Http, Pending, Request, TransportError};
 use super::proxy::{Proxy, Ways};
 use super::resolve;
@@ -32,6 +35,8 @@ pub(crate) struct TransportOptions {
     pub(crate) proxy: Proxy,
     /// Certificate authorities trusted in addition to the machine's own, each a PEM text of one or more certificates.
     pub(crate) ca_pem: Vec<Vec<u8>>,
+    /// The client's own certificate, for an endpoint that asks for one.
+    pub(crate) identity: Option<ClientIdentity>,
     pub(crate) user_agent: String,
     pub(crate) headers: Vec<(String, String)>,
 }
@@ -53,6 +58,8 @@ pub(super) struct Settings {
     headers: HeaderMap,
     pub(super) ways: Ways,
     machine: MachineCertificates,
+    /// As it was read at the start.
+    identity: Option<Arc<Identity>>,
     /// The certificates that were read at the start, and those of the options.
     roots: Arc<RootCertStore>,
 }
@@ -67,6 +74,7 @@ pub(crate) struct Transport {
     /// Locked while a thread reads the machine's certificates. It may hang, as file systems do; then no second thread is
     /// started.
     reading: Arc<AsyncMutex<Throttle>>,
+    pub(super) identity: Option<Arc<Identity>>,
 }
 
 /// A client with its idle connections.
@@ -104,16 +112,18 @@ impl Transport {
             warnings.push(NO_CERTIFICATES.to_owned());
         }
         let headers = header_map(&options.headers)?;
-        let settings = Settings { options, headers, ways, machine, roots: Arc::new(roots) };
+        let identity = options.identity.clone().map(Identity::new).transpose()?;
+        let settings = Settings { options, headers, ways, machine, identity, roots: Arc::new(roots) };
         Ok((Self::with_settings(Arc::new(settings))?, warnings))
     }
 
     fn with_settings(settings: Arc<Settings>) -> Result<Self, TransportError> {
         let roots = Arc::clone(&settings.roots);
-        let client = client(&settings, &roots)?;
+        let identity = settings.identity.as_ref().map(|identity| identity.for_child());
+        let client = client(&settings, &roots, identity.as_ref())?;
         let current = Arc::new(Mutex::new(Connections { client, roots, generation: 0 }));
         let reading = Arc::new(AsyncMutex::new(Throttle::new(CERTIFICATES_INTERVAL)));
-        Ok(Self { settings, current, reading })
+        Ok(Self { settings, current, reading, identity })
     }
 
     /// A transport with the same settings and no connections, for a forked child, which must not use its parent's
@@ -168,7 +178,7 @@ impl Transport {
     }
 
     fn replace(&self, current: &mut Connections, roots: Arc<RootCertStore>) -> Option<()> {
-        let client = client(&self.settings, &roots).ok()?;
+        let client = client(&self.settings, &roots, self.identity.as_ref()).ok()?;
         *current = Connections { client, roots, generation: current.generation.wrapping_add(1) };
         Some(())
     }
@@ -193,16 +203,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn client(settings: &Settings, roots: &Arc<RootCertStore>) -> Result<reqwest::Client, TransportError> {
+fn client(
+    settings: &Settings,
+    roots: &Arc<RootCertStore>,
+    identity: Option<&Arc<Identity>>,
+) -> Result<reqwest::Client, TransportError> {
     let options = &settings.options;
+    let presented = identity.cloned();
     let mut builder = reqwest::Client::builder()
         // Session tickets are shared mutable state, so each client gets its own TLS configuration.
-        .tls_backend_preconfigured(client_config(roots)?)
+        .tls_backend_preconfigured(client_config(roots, identity)?)
         .timeout(options.request_timeout)
         .connect_timeout(options.connect_timeout)
         .pool_idle_timeout(POOL_IDLE_TIMEOUT)
         .tcp_nodelay(true)
-        .connector_layer(layer_fn(Noting))
+        .connector_layer(layer_fn(move |inner| Connecting { inner, identity: presented.clone() }))
         // Another crate of the program may enable these features of reqwest. Bodies are decoded here, with a bound.
         .no_gzip()
         .no_deflate()
@@ -231,23 +246,39 @@ pub(super) async fn noting_connects<T>(task: impl Future<Output = T>) -> (T, boo
     HAS_CONNECTED.scope(Cell::new(false), async { (task.await, HAS_CONNECTED.with(Cell::get)) }).await
 }
 
-/// A connector that records new connections in [`HAS_CONNECTED`]. reqwest opens them in the task of the request.
+/// A connector that records new connections in [`HAS_CONNECTED`], and reads the client's identity again before it makes
+/// one. reqwest makes connections in the task of the request, within its timeout for connecting.
 #[derive(Clone)]
-struct Noting<S>(S);
+struct Connecting<S> {
+    inner: S,
+    identity: Option<Arc<Identity>>,
+}
 
-impl<S: Service<T>, T> Service<T> for Noting<S> {
+impl<S, T> Service<T> for Connecting<S>
+where
+    S: Service<T> + Clone + Send + 'static,
+    S::Future: Send,
+    T: Send + 'static,
+{
     type Response = S::Response;
     type Error = S::Error;
-    type Future = S::Future;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(cx)
+        self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, destination: T) -> S::Future {
+    fn call(&mut self, destination: T) -> Self::Future {
         // Fails outside of `noting_connects`.
         let _ = HAS_CONNECTED.try_with(|connected| connected.set(true));
-        self.0.call(destination)
+        let Some(identity) = self.identity.clone() else { return Box::pin(self.inner.call(destination)) };
+        // The service that is ready is the one to call; its clone may not be.
+        let another = self.inner.clone();
+        let mut ready = std::mem::replace(&mut self.inner, another);
+        Box::pin(async move {
+            identity.refresh().await;
+            ready.call(destination).await
+        })
     }
 }
 
@@ -288,15 +319,16 @@ fn roots(machine: Vec<CertificateDer<'static>>, configured: &[Vec<u8>]) -> Resul
     Ok(roots)
 }
 
-/// A TLS configuration with an explicit crypto provider, so that the process-wide provider, which the program may or
-/// may not have installed, does not matter.
-fn client_config(roots: &Arc<RootCertStore>) -> Result<ClientConfig, TransportError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
+fn client_config(roots: &Arc<RootCertStore>, identity: Option<&Arc<Identity>>) -> Result<ClientConfig, TransportError> {
+    let config = ClientConfig::builder_with_provider(Arc::new(provider()))
         .with_safe_default_protocol_versions()
         .map_err(|source| TransportError::Setup(source.into()))?
-        .with_root_certificates(Arc::clone(roots))
-        .with_no_client_auth();
+        .with_root_certificates(Arc::clone(roots));
+    let Some(identity) = identity else { return Ok(config.with_no_client_auth()) };
+    let resolver: Arc<dyn ResolvesClientCert> = Arc::<Identity>::clone(identity);
+    let mut config = config.with_client_cert_resolver(resolver);
+    // A resumed session would keep the certificate that it began with.
+    config.resumption = Resumption::disabled();
     Ok(config)
 }
 

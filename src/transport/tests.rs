@@ -21,6 +21,7 @@ pub(super) fn options() -> TransportOptions {
         connect_timeout: Duration::from_secs(5),
         proxy: Proxy::None,
         ca_pem: Vec::new(),
+        identity: None,
         user_agent: "posthog-durable/0.0.0".to_owned(),
         headers: vec![("x-extra".to_owned(), "yes".to_owned())],
     }

@@ -19,6 +19,7 @@ mod fixture;
 mod flags;
 mod fork;
 mod fork_rules;
+mod identity;
 mod limits;
 mod memory;
 #[cfg(feature = "metrics")]

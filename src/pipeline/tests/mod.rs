@@ -149,6 +149,7 @@ fn fixture_in(root: Arc<tempfile::TempDir>, edit: impl FnOnce(&mut PipelineOptio
             connect_timeout: Duration::from_secs(1),
             proxy: Proxy::None,
             ca_pem: Vec::new(),
+            identity: None,
             user_agent: "tests".into(),
             headers: Vec::new(),
         },
