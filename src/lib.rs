@@ -129,7 +129,7 @@ pub mod feature_flags {
     pub use crate::flags::{
         AsyncFlagDefinitionProvider, FlagContext, FlagDefinitionProvider, FlagDefinitions, FlagDefinitionsError,
         FlagDefinitionsState, FlagValue, InconclusiveReason, LocalFlags, LocalValue, ParseFlagsError, ProviderError,
-        ProviderFuture,
+        ProviderFuture, RemoteConfigError,
     };
 }
 

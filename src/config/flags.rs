@@ -130,8 +130,10 @@ impl Config {
 
     /// The secret key for loading definitions of flags: a feature flags secure key (`phs_...`) or a personal key
     /// (`phx_...`). With it, flags are evaluated locally. Definitions are loaded when the client is made, and then
-    /// every [`flag_poll_interval`](Self::flag_poll_interval). The key is sent to [`host`](Self::host) only, and never
-    /// stored. Default: none, and nothing is loaded.
+    /// every [`flag_poll_interval`](Self::flag_poll_interval).
+    /// [`Client::get_remote_config_payload`](crate::Client::get_remote_config_payload) needs it too, and a personal key
+    /// for encrypted payloads. The key is sent to [`host`](Self::host) only, and never stored. Default: none, and nothing
+    /// is loaded.
     pub fn secret_key(mut self, key: impl Into<String>) -> Self {
         self.flags.secret_key = Some(key.into());
         self
@@ -204,6 +206,8 @@ impl Config {
         };
         Ok(RemoteOptions {
             url: format!("{}{path}", project.host).into(),
+            host: project.host.clone(),
+            secret_key: settings.secret_key.as_deref().map(secret_key).transpose()?,
             token: project.api_key.clone(),
             timeout: within("flag_request_timeout", settings.request_timeout, &FLAG_REQUEST_TIMEOUT)?,
             max_retries: within("flag_request_max_retries", settings.request_max_retries, &FLAG_REQUEST_MAX_RETRIES)?,

@@ -19,7 +19,7 @@
 //! * `answer.rs`: [`FlagValue`] and the other results of an evaluation.
 //! * `local/`: parses definitions and evaluates flags against them.
 //! * `loader/`: loads definitions, refreshes them, and keeps them for the next process.
-//! * `remote/`: requests values from PostHog.
+//! * `remote/`: requests values from PostHog, and payloads of remote config flags.
 //! * `cache.rs`: caches PostHog's responses and lets concurrent callers share one request. `missing.rs`: keys that do
 //!   not exist.
 //! * `called.rs`: deduplicates `$feature_flag_called`.
@@ -57,4 +57,5 @@ pub use loader::{
 };
 pub use local::{LocalFlags, LocalValue, ParseFlagsError};
 pub(crate) use missing::{Generation, MissingKeys};
+pub use remote::RemoteConfigError;
 pub(crate) use remote::{RemoteFlags, RemoteOptions};

@@ -12,8 +12,8 @@ use super::committer::Committer;
 use super::options::Lane;
 use super::{Pipeline, PipelineOptions, threads};
 use crate::flags::loader::{self, Loader, LoaderParts};
-use crate::flags::remote::Done;
-use crate::flags::{Failure, FlagContext, RemoteFlags};
+use crate::flags::remote::{Done, PayloadDone};
+use crate::flags::{Failure, FlagContext, RemoteConfigError, RemoteFlags};
 use crate::queue::Queue;
 use crate::report::Diagnostic;
 use crate::sys::reentry;
@@ -44,6 +44,17 @@ impl Pipeline {
             return;
         }
         if let Some(task) = self.remote_flags.request(context, done) {
+            self.spawn(task);
+        }
+    }
+
+    /// Requests the payload of a remote config flag, see [`RemoteFlags::request_payload`]. A forked child sends nothing.
+    pub(crate) fn request_flag_payload(&self, key: &str, done: PayloadDone) {
+        if self.is_forked() {
+            _ = reentry::caught(|| done(Err(RemoteConfigError::Forked)));
+            return;
+        }
+        if let Some(task) = self.remote_flags.request_payload(key, done) {
             self.spawn(task);
         }
     }

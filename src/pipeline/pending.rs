@@ -12,7 +12,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::flags::FlagDefinitionsError;
+use serde_json::Value;
+
+use crate::flags::{FlagDefinitionsError, RemoteConfigError};
 use crate::report::{
     DeadLetterError, DeliveryReport, EndpointStatus, FlushReport, PersistError, ShutdownReport, WaitTimeout,
 };
@@ -108,6 +110,7 @@ pending_results! {
     (), PersistError;
     u64, DeadLetterError;
     (), FlagDefinitionsError;
+    Option<Value>, RemoteConfigError;
 }
 
 /// The side of a [`Pending`] that gives the result.

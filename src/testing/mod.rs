@@ -59,11 +59,14 @@
 //! # }
 //! ```
 //!
+//! Flags have the values that the test gives them ([`Harness::override_flag`]), or those that the server responds.
+//!
 //! Not for forked children: the clock and the server are in the memory of one process.
 
 mod answer;
 #[cfg(test)]
 mod definitions_tests;
+mod flags;
 #[cfg(test)]
 mod exceptions_tests;
 #[cfg(test)]
@@ -77,6 +80,7 @@ mod queue;
 mod server;
 
 pub use answer::Answer;
+pub use flags::FlagOverride;
 pub use harness::{Harness, StillClock, captured_flag_reads};
 pub use queue::{QueuedEvent, queued};
 pub use server::{RecordedRequest, Route, Server};

@@ -24,6 +24,8 @@ pub enum Route {
     Flags,
     /// Feature flag definitions, for evaluation in the client.
     FlagDefinitions,
+    /// The payload of a remote config flag. By default there is none.
+    RemoteConfig,
 }
 
 /// A request that the server received. Headers of [`Config::header`](crate::Config::header) are not included, because
@@ -165,6 +167,7 @@ impl State {
             path if path.ends_with("/flags/definitions") || path.ends_with("/api/feature_flag/local_evaluation") => {
                 Route::FlagDefinitions
             }
+            path if path.contains("/feature_flags/") && path.ends_with("/remote_config") => Route::RemoteConfig,
             _ => Route::Analytics,
         };
         let headers: Vec<_> =
@@ -199,6 +202,7 @@ fn words(path: &str, route: Route, events: &[Value]) -> Value {
         }
         Route::Flags => json!({"flags": {}, "errorsWhileComputingFlags": false}),
         Route::FlagDefinitions => json!({"flags": [], "group_type_mapping": {}, "cohorts": {}}),
+        Route::RemoteConfig => Value::Null,
         Route::Analytics | Route::Ai if path.contains("/i/v1/") => {
             let uuids = events.iter().filter_map(|event| event["uuid"].as_str());
             json!({"results": uuids.map(|uuid| (uuid, json!({"result": "ok"}))).collect::<HashMap<_, _>>()})

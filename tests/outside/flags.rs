@@ -1,13 +1,13 @@
-//! Flags of a daemon that is killed during an outage, and of the next process.
+//! Flags of a daemon that is killed during an outage, and of the next process; payloads of remote config flags.
 
 use nix::sys::signal::{Signal, raise};
 use posthog::Client;
-use posthog::feature_flags::{FlagContext, FlagDefinitionsError, FlagDefinitionsState, FlagValue};
+use posthog::feature_flags::{FlagContext, FlagDefinitionsError, FlagDefinitionsState, FlagValue, RemoteConfigError};
 use serde_json::{Value, json};
 use sink::{Answer, FlagRoute};
 
 use crate::apart::apart_to_death;
-use crate::fixture::{Fixture, PATIENCE, Place, close_empty, eventually};
+use crate::fixture::{Fixture, KEY, PATIENCE, Place, close_empty, eventually};
 
 const FLAG: &str = "new-checkout";
 
@@ -107,4 +107,44 @@ fn refused_definitions_are_not_used_by_the_next_process() {
             assert_eq!(client.flag_definitions_state(), FlagDefinitionsState::Missing);
         },
     );
+}
+
+#[test]
+fn a_remote_config_payload_is_requested_with_the_secret_key() {
+    let fixture = Fixture::new();
+    let client = client(&fixture);
+    let payload = |key: &str| client.get_remote_config_payload(key).wait(PATIENCE);
+    assert_eq!(payload("limits"), Err(RemoteConfigError::NotFound));
+    fixture.sink.flags(FlagRoute::RemoteConfig, Answer::json(&json!(r#"{"most": 3}"#)));
+    assert_eq!(payload("limits"), Ok(Some(json!({"most": 3}))));
+    assert_eq!(payload("odd / key?"), Ok(Some(json!({"most": 3}))));
+    fixture.sink.flags(FlagRoute::RemoteConfig, Answer::status(200));
+    assert_eq!(payload("limits"), Ok(None));
+    let is_ours = |request: &sink::Request| request.path.ends_with("/remote_config");
+    let requests: Vec<_> = fixture.sink.requests().into_iter().filter(is_ours).collect();
+    assert_eq!(requests[0].path, "/api/projects/@current/feature_flags/limits/remote_config");
+    assert_eq!(requests[2].path, "/api/projects/@current/feature_flags/odd%20%2F%20key%3F/remote_config");
+    for request in requests {
+        assert_eq!((request.method.as_str(), request.query), ("GET", format!("token={KEY}")));
+        let authorization = request.headers.iter().find(|(name, _)| name == "authorization");
+        assert_eq!(authorization.map(|(_, value)| value.as_str()), Some("Bearer phs_outside"));
+    }
+    fixture.sink.stop();
+    let unreachable = payload("limits").unwrap_err();
+    assert!(
+        matches!(&unreachable, RemoteConfigError::Unavailable(why) if why.contains("no connection")),
+        "{unreachable}"
+    );
+    assert!(client.shutdown(PATIENCE).wait(PATIENCE).is_ok());
+}
+
+#[test]
+fn a_remote_config_request_that_hangs_ends_with_its_timeout() {
+    let fixture = Fixture::new();
+    fixture.sink.flags(FlagRoute::RemoteConfig, Answer::hang());
+    let config = fixture.config().secret_key("phs_outside").flag_request_timeout(std::time::Duration::from_millis(200));
+    let client = Client::new(config).unwrap();
+    let late = client.get_remote_config_payload("limits").wait(PATIENCE).unwrap_err();
+    assert!(matches!(&late, RemoteConfigError::Unavailable(why) if why.contains("no response in time")), "{late}");
+    close_empty(&client);
 }

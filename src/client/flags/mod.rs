@@ -26,15 +26,18 @@
 //! * No lock is held while user code runs. A failure is never an error: the caller gets a default, and the snapshot
 //!   says why.
 //!
-//! `settings.rs` also contains the calls about loaded definitions.
+//! `settings.rs` also contains the calls about loaded definitions, `remote_config.rs` the one for remote config payloads.
 
 mod evaluate;
 mod exposure;
 #[cfg(test)]
 #[cfg(feature = "testing")]
 mod local_tests;
+mod remote_config;
 mod settings;
 mod snapshot;
+#[cfg(feature = "testing")]
+mod test_values;
 #[cfg(test)]
 #[cfg(feature = "testing")]
 mod tests;
@@ -65,6 +68,8 @@ pub(super) struct Flags {
     missing: Arc<MissingKeys>,
     called: CalledTracker,
     overrides: Mutex<Overrides>,
+    #[cfg(feature = "testing")]
+    test_values: Mutex<test_values::TestValues>,
     /// A missing distinct id is reported once.
     reported_nobody: AtomicBool,
 }
@@ -78,6 +83,8 @@ impl Flags {
             missing: Arc::default(),
             called: CalledTracker::new(size(settings.called_size)),
             overrides: Mutex::new(overrides),
+            #[cfg(feature = "testing")]
+            test_values: Mutex::default(),
             reported_nobody: AtomicBool::new(false),
             settings: settings.clone(),
         }

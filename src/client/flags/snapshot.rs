@@ -112,6 +112,10 @@ impl FeatureFlags {
         client: Weak<Shared>,
         local_wants_minimal_events: bool,
     ) -> Self {
+        #[cfg(feature = "testing")]
+        if let Some(shared) = client.upgrade() {
+            shared.flags.apply_test_values(&context, &mut answer.flags);
+        }
         let flags = std::mem::take(&mut answer.flags);
         let problem = FlagsProblem::of(&answer);
         let origin = Origin { client, context, answer, local_wants_minimal_events, problem };

@@ -24,6 +24,11 @@ impl SecretKey {
     pub(crate) fn new(key: impl Into<String>) -> Self {
         Self(key.into())
     }
+
+    /// The value of the header `Authorization`.
+    pub(crate) fn bearer(&self) -> String {
+        format!("Bearer {}", self.0)
+    }
 }
 
 impl Debug for SecretKey {
@@ -60,23 +65,23 @@ pub(super) async fn send(
     secret_key: &SecretKey,
     etag: Option<&str>,
 ) -> Result<Response, String> {
-    let response = http.send(request(&options.host, &options.api_key, &secret_key.0, etag));
+    let response = http.send(request(&options.host, &options.api_key, secret_key, etag));
     match clock.within(options.timeout, response).await {
         Some(response) => response.map_err(|error| error.describe()),
         None => Err(format!("no response within {:?}", options.timeout)),
     }
 }
 
-fn request(host: &str, api_key: &str, secret_key: &str, etag: Option<&str>) -> Request {
+fn request(host: &str, api_key: &str, secret_key: &SecretKey, etag: Option<&str>) -> Request {
     // The query names the project, because a personal key may have access to several.
     let url = format!("{host}/flags/definitions?token={}&send_cohorts", percent_encoded(api_key));
-    let mut headers = vec![("authorization", format!("Bearer {secret_key}"))];
+    let mut headers = vec![("authorization", secret_key.bearer())];
     headers.extend(etag.map(|etag| ("if-none-match", etag.to_owned())));
     Request { url: url.into(), headers, max_answer: MAX_RESPONSE_BYTES, ..Request::default() }
 }
 
 /// PostHog's keys need no encoding; others might.
-fn percent_encoded(text: &str) -> String {
+pub(crate) fn percent_encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
@@ -211,7 +216,7 @@ mod tests {
 
     #[test]
     fn fdl_04_a_request_has_the_project_the_key_and_the_etag() {
-        let request = request("https://ph.test/sub", "phc_1", "phx_2", Some("W/\"3\""));
+        let request = request("https://ph.test/sub", "phc_1", &SecretKey::new("phx_2"), Some("W/\"3\""));
         assert_eq!(&*request.url, "https://ph.test/sub/flags/definitions?token=phc_1&send_cohorts");
         let expected = [("authorization", "Bearer phx_2".to_owned()), ("if-none-match", "W/\"3\"".to_owned())];
         assert_eq!((request.headers.as_slice(), request.body.len()), (expected.as_slice(), 0));

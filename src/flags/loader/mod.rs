@@ -35,7 +35,7 @@ mod task;
 #[cfg(test)]
 mod task_tests;
 
-pub(crate) use fetch::{LoaderOptions, SecretKey};
+pub(crate) use fetch::{LoaderOptions, SecretKey, percent_encoded};
 pub(crate) use handle::Loader;
 pub use handle::{FlagDefinitionsError, FlagDefinitionsState};
 pub(crate) use kept::decode;

@@ -1,4 +1,4 @@
-//! Requesting flag values from PostHog.
+//! Requesting flag values from PostHog, and payloads of remote config flags (`payload.rs`).
 //!
 //! [`RemoteFlags`] makes a task of each request, for the delivery thread's runtime, and reports its result through a
 //! callback, exactly once. `reply.rs` reads the response. Responses are not cached here; see `cache.rs`.
@@ -20,6 +20,7 @@
 //!   with the last failure, so that a program that reads flags in every request it serves does not wait in every one of
 //!   them.
 
+mod payload;
 mod reply;
 
 use std::future::Future;
@@ -32,6 +33,7 @@ use tokio::sync::Semaphore;
 
 use super::answer::{Answer, Failure};
 use super::context::FlagContext;
+use super::loader::SecretKey;
 use crate::report::{Diagnostic, Report};
 use crate::sys::backoff::doubled;
 use crate::sys::clock::Clock;
@@ -40,6 +42,8 @@ use crate::sys::throttle::Throttle;
 use crate::sys::{reentry, wording};
 use crate::transport::{Http, Request, Response, TransportError};
 
+pub(crate) use payload::PayloadDone;
+pub use payload::RemoteConfigError;
 #[cfg(fuzzing)]
 pub(crate) use reply::read;
 
@@ -58,10 +62,14 @@ const OUTAGE_RETRY: Duration = Duration::from_secs(5);
 /// Where and how flag values are requested.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RemoteOptions {
-    /// The endpoint.
+    /// The endpoint for values.
     pub(crate) url: Arc<str>,
+    /// PostHog's host, without a trailing slash.
+    pub(crate) host: String,
     /// The project's public token.
     pub(crate) token: String,
+    /// For payloads of remote config flags.
+    pub(crate) secret_key: Option<SecretKey>,
     /// Bound of a request with all its attempts and waits.
     pub(crate) timeout: Duration,
     /// Attempts after the first.
@@ -111,7 +119,7 @@ impl RemoteFlags {
         context: FlagContext,
         done: Done,
     ) -> Option<impl Future<Output = ()> + Send + use<>> {
-        let open = OpenRequest { done: Some(done), remote: Arc::clone(self) };
+        let open = OpenRequest { done: Some(done), closed: || Err(Failure::Closed), remote: Arc::clone(self) };
         let is_excess = self.open.fetch_add(1, Ordering::AcqRel) >= FLAG_REQUESTS_MOST;
         let rejected = lock(&self.outage).rejects(&context, self.clock.now(), self.options.timeout);
         if let Some(failure) = rejected.or(is_excess.then_some(Failure::Busy)) {
@@ -128,32 +136,66 @@ impl RemoteFlags {
         })
     }
 
-    /// Waits for a permit and sends the request, with retries, within [`RemoteOptions::timeout`].
-    async fn send(&self, context: &FlagContext) -> Result<Answer, Failure> {
-        let answer = async {
-            // The semaphore is never closed.
-            let _permit = self.permits.acquire().await;
-            self.attempts(context).await
+    /// Requests the payload of a remote config flag, as [`request`](Self::request) requests values.
+    pub(crate) fn request_payload(
+        self: &Arc<Self>,
+        key: &str,
+        done: PayloadDone,
+    ) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let closed = || Err(RemoteConfigError::Closed);
+        let open = OpenRequest { done: Some(done), closed, remote: Arc::clone(self) };
+        let is_excess = self.open.fetch_add(1, Ordering::AcqRel) >= FLAG_REQUESTS_MOST;
+        let request = match payload::request(&self.options, key) {
+            Ok(_) if is_excess => Err(Failure::Busy.into()),
+            other => other,
         };
-        self.clock.within(self.options.timeout, answer).await.unwrap_or(Err(Failure::Timeout))
+        match request {
+            Ok(request) => Some(async move {
+                let result = match open.remote.exchange(request).await {
+                    Some(result) => payload::interpret(result),
+                    None => Err(Failure::Timeout.into()),
+                };
+                open.finish(result);
+            }),
+            Err(why) => {
+                open.finish(Err(why));
+                None
+            }
+        }
     }
 
-    async fn attempts(&self, context: &FlagContext) -> Result<Answer, Failure> {
-        let RemoteFlags { options, http, clock, .. } = self;
-        let began = clock.now();
+    /// Requests the values, with retries, within [`RemoteOptions::timeout`].
+    async fn send(&self, context: &FlagContext) -> Result<Answer, Failure> {
         let request = Request {
-            url: Arc::clone(&options.url),
+            url: Arc::clone(&self.options.url),
             headers: vec![("Content-Type", "application/json".to_owned())],
-            body: body(context, &options.token),
+            body: body(context, &self.options.token),
             max_answer: FLAG_ANSWER_BYTES,
         };
+        self.exchange(request).await.map_or(Err(Failure::Timeout), interpret)
+    }
+
+    /// Waits for a permit and sends the request, with retries. `None`: that took [`RemoteOptions::timeout`].
+    async fn exchange(&self, request: Request) -> Option<Result<Response, TransportError>> {
+        let result = async {
+            // The semaphore is never closed.
+            let _permit = self.permits.acquire().await;
+            self.attempts(request).await
+        };
+        self.clock.within(self.options.timeout, result).await
+    }
+
+    /// The result of the last attempt.
+    async fn attempts(&self, request: Request) -> Result<Response, TransportError> {
+        let RemoteFlags { options, http, clock, .. } = self;
+        let began = clock.now();
         let mut retries = 0;
         loop {
             let result = http.send(request.clone()).await;
             let wait = wait_before(retries);
             let is_late = clock.now().saturating_duration_since(began).saturating_add(wait) >= options.timeout;
             if !is_retryable(&result) || retries >= options.max_retries || is_late {
-                return interpret(result);
+                return result;
             }
             retries += 1;
             clock.sleep(wait).await;
@@ -222,15 +264,17 @@ impl Outage {
     }
 }
 
-/// A request without a result. Dropping it reports [`Failure::Closed`], so that the caller gets a result even if the
-/// runtime drops the task.
-struct OpenRequest {
-    done: Option<Done>,
+/// A request without a result. Dropping it reports that the client is closed, so that the caller gets a result even if
+/// the runtime drops the task.
+struct OpenRequest<R> {
+    done: Option<Box<dyn FnOnce(R) + Send>>,
+    /// The result of a request that is dropped.
+    closed: fn() -> R,
     remote: Arc<RemoteFlags>,
 }
 
-impl OpenRequest {
-    fn finish(mut self, result: Result<Answer, Failure>) {
+impl<R> OpenRequest<R> {
+    fn finish(mut self, result: R) {
         if let Some(done) = self.done.take() {
             // A panic in the callback must not unwind into the runtime.
             reentry::caught(|| done(result));
@@ -238,11 +282,11 @@ impl OpenRequest {
     }
 }
 
-impl Drop for OpenRequest {
+impl<R> Drop for OpenRequest<R> {
     fn drop(&mut self) {
         self.remote.open.fetch_sub(1, Ordering::AcqRel);
         if let Some(done) = self.done.take() {
-            reentry::caught(|| done(Err(Failure::Closed)));
+            reentry::caught(|| done((self.closed)()));
         }
     }
 }
@@ -287,8 +331,7 @@ fn interpret(result: Result<Response, TransportError>) -> Result<Answer, Failure
     match result {
         Ok(response) if (200..300).contains(&response.status) => {
             if response.is_cut {
-                let limit = wording::bytes(FLAG_ANSWER_BYTES as u64);
-                return Err(Failure::Unreadable(format!("it is larger than {limit}")));
+                return Err(is_cut());
             }
             reply::read(&response.body).map_err(Failure::Unreadable)
         }
@@ -296,8 +339,21 @@ fn interpret(result: Result<Response, TransportError>) -> Result<Answer, Failure
             let body = String::from_utf8_lossy(&response.body);
             Err(Failure::Status { status: response.status, why: foreign(&body, NAME_KEPT) })
         }
-        Err(TransportError::Timeout(_)) => Err(Failure::Timeout),
-        Err(other) => Err(Failure::Connection(other.describe())),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The failure of a response that is too long.
+fn is_cut() -> Failure {
+    Failure::Unreadable(format!("it is larger than {}", wording::bytes(FLAG_ANSWER_BYTES as u64)))
+}
+
+impl From<TransportError> for Failure {
+    fn from(error: TransportError) -> Self {
+        match error {
+            TransportError::Timeout(_) => Failure::Timeout,
+            other => Failure::Connection(other.describe()),
+        }
     }
 }
 

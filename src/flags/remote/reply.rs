@@ -107,7 +107,7 @@ fn of_list(keys: Vec<Value>) -> Answer {
 }
 
 /// A payload is usually JSON in a string. A string that is not JSON is kept.
-fn payload(payload: Value) -> Option<Value> {
+pub(super) fn payload(payload: Value) -> Option<Value> {
     match payload {
         Value::Null => None,
         Value::String(text) => Some(serde_json::from_str(&text).unwrap_or(Value::String(text))),

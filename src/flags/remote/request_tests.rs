@@ -48,7 +48,14 @@ impl Http for Network {
 }
 
 fn remote(network: &Arc<Network>, max_retries: u32, timeout: Duration) -> Arc<RemoteFlags> {
-    let options = RemoteOptions { url: "http://x/flags/?v=2".into(), token: "phc_x".into(), timeout, max_retries };
+    let options = RemoteOptions {
+        url: "http://x/flags/?v=2".into(),
+        host: "http://x".into(),
+        token: "phc_x".into(),
+        secret_key: Some(SecretKey::new("phx_x")),
+        timeout,
+        max_retries,
+    };
     RemoteFlags::new(options, Arc::clone(network) as Arc<dyn Http>, Clock::System, Arc::new(|_| ()))
 }
 
@@ -140,6 +147,35 @@ fn only_the_beginning_of_an_error_text_is_kept() {
     let response = Response { status: 500, body: vec![0xC3; 100_000], ..Response::default() };
     let Err(Failure::Status { why, .. }) = interpret(Ok(response)) else { panic!("taken") };
     assert!(why.len() <= NAME_KEPT && !why.is_empty(), "{}", why.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_payload_has_the_retries_and_the_timeout_of_values() {
+    let ask = async |script: Vec<Meets>| {
+        let (network, began) = (Network::of(script), Instant::now());
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let remote = remote(&network, 1, Duration::from_secs(3));
+        let task = remote.request_payload("limits", Box::new(move |result| sender.send(result).unwrap()));
+        task.unwrap().await;
+        assert_eq!(remote.open(), 0);
+        (receiver.recv().unwrap(), network.waits(), began.elapsed())
+    };
+    let payload = || Meets::Status(200, r#""3""#);
+    let (result, waits, _) = ask(vec![Meets::Status(502, ""), payload()]).await;
+    assert_eq!((result, waits), (Ok(Some(json!(3))), vec![300]));
+    let (result, _, took) = ask(vec![Meets::Silence]).await;
+    assert_eq!((result, took), (Err(Failure::Timeout.into()), Duration::from_secs(3)));
+    let (result, waits, _) = ask(vec![Meets::Refused, Meets::Refused, payload()]).await;
+    assert!(matches!(result, Err(RemoteConfigError::Unavailable(_))), "{result:?}");
+    assert_eq!(waits, [300]);
+}
+
+#[test]
+fn a_payload_request_that_is_dropped_has_a_result() {
+    let remote = remote(&Network::of([]), 0, Duration::from_secs(3));
+    let (sender, receiver) = std::sync::mpsc::channel();
+    drop(remote.request_payload("limits", Box::new(move |result| sender.send(result).unwrap())));
+    assert_eq!((receiver.recv().unwrap(), remote.open()), (Err(RemoteConfigError::Closed), 0));
 }
 
 fn said(context: &FlagContext) -> Value {

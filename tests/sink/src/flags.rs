@@ -16,6 +16,8 @@ pub enum FlagRoute {
     Values,
     /// Definitions: `GET /flags/definitions/`, and `/api/feature_flag/local_evaluation/`.
     Definitions,
+    /// The payload of a remote config flag: `GET /api/projects/@current/feature_flags/<key>/remote_config`.
+    RemoteConfig,
 }
 
 /// The responses of one route.
@@ -25,11 +27,12 @@ pub(crate) struct Planned {
     pub(crate) default: Answer,
 }
 
-/// The responses of both routes.
+/// The responses of the routes.
 #[derive(Debug)]
 pub(crate) struct Plans {
     values: Planned,
     definitions: Planned,
+    remote_config: Planned,
 }
 
 impl Default for Plans {
@@ -38,6 +41,7 @@ impl Default for Plans {
         Self {
             values: none_of(json!({"flags": {}, "errorsWhileComputingFlags": false})),
             definitions: none_of(json!({"flags": [], "group_type_mapping": {}, "cohorts": {}})),
+            remote_config: Planned { script: VecDeque::new(), default: Answer::status(404) },
         }
     }
 }
@@ -47,6 +51,7 @@ impl Plans {
         match route {
             FlagRoute::Values => &mut self.values,
             FlagRoute::Definitions => &mut self.definitions,
+            FlagRoute::RemoteConfig => &mut self.remote_config,
         }
     }
 }
@@ -57,6 +62,9 @@ impl FlagRoute {
         match path.trim_end_matches('/') {
             "/flags" | "/decide" => Some(FlagRoute::Values),
             "/flags/definitions" | "/api/feature_flag/local_evaluation" => Some(FlagRoute::Definitions),
+            path if path.starts_with("/api/projects/@current/feature_flags/") && path.ends_with("/remote_config") => {
+                Some(FlagRoute::RemoteConfig)
+            }
             _ => None,
         }
     }
@@ -64,7 +72,7 @@ impl FlagRoute {
     pub(crate) fn method(self) -> Method {
         match self {
             FlagRoute::Values => Method::POST,
-            FlagRoute::Definitions => Method::GET,
+            FlagRoute::Definitions | FlagRoute::RemoteConfig => Method::GET,
         }
     }
 }
@@ -93,6 +101,11 @@ pub(crate) fn decide(shared: &Shared, route: FlagRoute, request: &Request, body:
             }
             Err(_) => (planned, Batch::default()),
         },
+        FlagRoute::RemoteConfig => {
+            let is_authorized = request.header("authorization").is_some_and(|value| value.starts_with("Bearer ph"));
+            let answer = if is_good && !is_authorized { Answer::status(401).discarding() } else { planned };
+            (answer, Batch::default())
+        }
         FlagRoute::Definitions => {
             let version = planned.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("etag"));
             let is_known = version.is_some_and(|(_, etag)| request.header("if-none-match") == Some(etag));

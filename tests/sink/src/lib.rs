@@ -12,7 +12,8 @@
 //!   with a repeated uuid is refused as a whole. The endpoint for AI events drops events without `$ai_` in front of
 //!   their name.
 //! - `POST /flags/` (or `/decide/`) and `GET /flags/definitions/` (or `/api/feature_flag/local_evaluation/`): flags.
-//!   There are none until [`Sink::flags`] sets them; they have a script apart from that for events.
+//!   `GET /api/projects/@current/feature_flags/<key>/remote_config`, with a bearer token: the payload of a remote config
+//!   flag. There are none until [`Sink::flags`] sets them; they have a script apart from that for events.
 //! - A request is taken or refused as a whole. An event without a name or distinct id, a body that is not JSON, or one
 //!   larger than [`Sink::size_limit`] refuses the request, with PostHog's own message as plain text. A request without
 //!   a key is 401.
