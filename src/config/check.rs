@@ -300,6 +300,8 @@ fn identity(identity: ClientIdentity) -> Result<ClientIdentity, Error> {
         },
         pem @ ClientIdentity::Pem { .. } => pem,
     })
+}
+
 /// Checks that the protocol and this build support a codec.
 fn compression(chosen: Compression, protocol: CaptureProtocol) -> Result<Compression, Error> {
     let is_v0 = protocol == CaptureProtocol::V0;
