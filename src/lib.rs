@@ -56,7 +56,13 @@
 //!
 //! Problems that no return value reports are logged through `tracing` under the target `posthog`: at most one line a
 //! minute about one subject, with the sum of the events that it stands for. Each line says what happened, what the
-//! library does now, and what the operator can do.
+//! library does now, and what the operator can do, and has its facts as fields too: `kind`, and where they apply `host`,
+//! `waiting` (events), `next_attempt_ms`, `events`, `held_back`, `status`, `path` and `uuid`.
+//!
+//! A client that starts logs one line at level `INFO` (`kind = "started"`: host, beginning of the key, directory, events
+//! found, protocol, proxy), and so does one that begins to deliver a queue that another process left (`queue_adopted`).
+//! At level `DEBUG` there is a line for each request (`kind = "request"`: method, path, status, events, bytes,
+//! duration). No line contains a key, a password or the content of an event.
 //!
 //! # Cargo features
 //!
@@ -185,7 +191,7 @@ pub mod diagnostics {
     //! the program's callback ([`Config::on_diagnostic`](crate::Config::on_diagnostic)), and logged through `tracing`
     //! at a bounded rate.
 
-    pub use crate::report::{Diagnostic, DiagnosticCategory};
+    pub use crate::report::{Backlog, Diagnostic, DiagnosticCategory};
 }
 
 pub mod reports {

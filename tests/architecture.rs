@@ -47,7 +47,8 @@ const SAME_LAYER: &[(&str, &str, &str)] = &[
     (
         "transport",
         "sys",
-        "the clock for Retry-After dates, limits for quoted text, the throttle for reading certificates",
+        "the clock for Retry-After dates, limits for quoted text, the throttle for reading certificates, the guard around a \
+         subscriber that panics",
     ),
 ];
 

@@ -17,6 +17,9 @@ static LINES: AtomicU64 = AtomicU64::new(0);
 /// Lines of the library itself.
 static OWN_LINES: AtomicU64 = AtomicU64::new(0);
 
+/// The library's own lines: level, fields, text.
+static OWN_TEXTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
 /// Whether the logger evaluates flags for each of those lines.
 static EVALUATES: AtomicBool = AtomicBool::new(false);
 /// The result of that evaluation, if it was there at once.
@@ -71,12 +74,43 @@ impl tracing::Subscriber for Subscriber {
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
     fn event(&self, event: &tracing::Event<'_>) {
-        capture_line(event.metadata().target());
+        // Own lines below INFO are about requests, as those of dependencies are: they must not be captured either.
+        let metadata = event.metadata();
+        if metadata.target() == "posthog" {
+            let mut line = Line(metadata.level().to_string());
+            event.record(&mut line);
+            OWN_TEXTS.lock().unwrap().push(line.0);
+        }
+        let is_about_request = metadata.target() == "posthog" && *metadata.level() > tracing::Level::INFO;
+        capture_line(if is_about_request { "posthog request" } else { metadata.target() });
     }
 
     fn enter(&self, _: &Id) {}
 
     fn exit(&self, _: &Id) {}
+}
+
+/// A line with its fields.
+struct Line(String);
+
+impl tracing::field::Visit for Line {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        self.0.push_str(&format!(" {}={value:?}", field.name()));
+    }
+}
+
+/// The first of the library's own lines that begins and continues like this.
+#[track_caller]
+fn own_line(level: &str, kind: &str) -> String {
+    let lines = OWN_TEXTS.lock().unwrap();
+    let kind = format!("kind={kind:?}");
+    let line = lines.iter().find(|line| line.starts_with(level) && line.contains(&kind));
+    line.unwrap_or_else(|| panic!("no line of {kind}: {lines:#?}")).clone()
+}
+
+#[track_caller]
+fn must_have(line: &str, parts: &[&str]) {
+    parts.iter().for_each(|part| assert!(line.contains(part), "{part} is missing in {line}"));
 }
 
 #[test]
@@ -85,7 +119,7 @@ fn log_lines_of_requests_are_not_captured_but_diagnostics_are() {
     log::set_max_level(log::LevelFilter::Trace);
     tracing::subscriber::set_global_default(Subscriber).unwrap();
     let (sink, dir) = (Sink::start(), tempfile::tempdir().unwrap());
-    let config = Config::new("phc_logger").host(sink.url()).queue_dir(dir.path()).flush_at(1);
+    let config = Config::new("phc_logger_and_the_rest").host(sink.url()).queue_dir(dir.path()).flush_at(1);
     let client = CLIENT.get_or_init(|| Client::new(config).unwrap());
     let queued_lines = OWN_LINES.load(Ordering::SeqCst);
     assert!(matches!(client.capture(Event::new("tick", "user_1")).outcome(), Outcome::Accepted));
@@ -115,4 +149,19 @@ fn log_lines_of_requests_are_not_captured_but_diagnostics_are() {
     assert!(OWN_LINES.load(Ordering::SeqCst) > queued_lines);
     assert!(client.stats().accepted > 2, "{:?}", client.stats());
     assert!(client.shutdown(Duration::ZERO).wait(Duration::from_secs(30)).is_ok());
+    own_lines_have_their_facts_as_fields_and_no_secret(&sink);
+}
+
+fn own_lines_have_their_facts_as_fields_and_no_secret(sink: &Sink) {
+    let host = format!("host={:?}", sink.url());
+    must_have(
+        &own_line("INFO", "started"),
+        &[&host, r#"key="phc_logg...""#, "queue_dir=", "queued_events=0", r#"protocol="v0""#, "proxy="],
+    );
+    let request = [r#"method="POST""#, r#"path="/batch/""#, "status=200", "events=1", "bytes=", "duration_ms="];
+    must_have(&own_line("DEBUG", "request"), &request);
+    must_have(&own_line("WARN", "paused"), &[&host, "waiting=", "next_attempt_ms=", "status=401"]);
+    let lines = OWN_TEXTS.lock().unwrap();
+    assert!(lines.iter().any(|line| line.contains(r#"path="/flags/""#)), "{lines:#?}");
+    assert!(!lines.iter().any(|line| line.contains("phc_logger_and_the_rest")), "{lines:#?}");
 }

@@ -168,10 +168,12 @@ impl Shared {
 fn of_ai(diagnostic: Diagnostic) -> Diagnostic {
     let said = |text: String| format!("AI events: {text}");
     match diagnostic {
-        Diagnostic::EndpointFailing { reason } => Diagnostic::EndpointFailing { reason: said(reason) },
+        Diagnostic::EndpointFailing { reason, backlog } => {
+            Diagnostic::EndpointFailing { reason: said(reason), backlog }
+        }
         Diagnostic::StorageFailing { problem } => Diagnostic::StorageFailing { problem: said(problem) },
-        Diagnostic::Paused { status, reason, by_posthog } => {
-            Diagnostic::Paused { status, reason: said(reason), by_posthog }
+        Diagnostic::Paused { status, reason, by_posthog, backlog } => {
+            Diagnostic::Paused { status, reason: said(reason), by_posthog, backlog }
         }
         other => other,
     }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::error::Error;
 use crate::pipeline::{Circumstances, Outage};
-use crate::report::{Diagnostic as D, DropReason, PersistError};
+use crate::report::{Backlog, Diagnostic as D, DropReason, PersistError};
 
 const UUID: Uuid = Uuid::from_u128(7);
 const ID: &str = "00000000-0000-0000-0000-000000000007";
@@ -65,6 +65,7 @@ fn number(diagnostic: &D) -> usize {
         D::HostReplaced { .. } => 34,
         D::QueueDirExposed { .. } => 35,
         D::LowDiskSpace { .. } => 36,
+        D::QueueAdopted { .. } => 37,
     }
 }
 
@@ -73,7 +74,12 @@ fn every_diagnostic_has_a_pinned_text() {
     let tables = [delivery(), pauses(), queue(), directories(), surroundings(), program(), flags()];
     tables.iter().for_each(|table| must_have_texts(table));
     let seen: BTreeSet<usize> = tables.iter().flatten().map(|(diagnostic, _)| number(diagnostic)).collect();
-    assert_eq!(seen, (0..=36).collect());
+    assert_eq!(seen, (0..=37).collect());
+}
+
+fn backlog() -> Backlog {
+    let next_attempt = Some(Duration::from_secs(300));
+    Backlog { host: "https://eu.i.posthog.com".into(), events: 1_234, next_attempt }
 }
 
 fn delivery() -> Vec<(D, &'static str)> {
@@ -98,13 +104,18 @@ fn delivery() -> Vec<(D, &'static str)> {
              delivery continues without it",
         ),
         (
-            D::EndpointFailing { reason: "HTTP status 503: down for repairs".into() },
-            "events cannot be delivered and stay queued; delivery is tried again: HTTP status 503: down for repairs",
+            D::EndpointFailing { reason: "HTTP status 503: down for repairs".into(), backlog: backlog() },
+            "events cannot be delivered to https://eu.i.posthog.com and stay queued (1,234 waiting); next attempt in 5 min: HTTP status \
+             503: down for repairs",
         ),
         (
-            D::NotPostHog { status: 200, snippet: "<html>welcome".into() },
-            "the server that responds (HTTP status 200) is not PostHog; events stay queued and delivery is tried again; check \
-             Config::host, which must be the ingestion host without /batch, and any proxy or captive portal in between; the response \
+            D::EndpointFailing { reason: "HTTP status 503".into(), backlog: Backlog::default() },
+            "events cannot be delivered and stay queued; delivery is tried again: HTTP status 503",
+        ),
+        (
+            D::NotPostHog { status: 200, snippet: "<html>welcome".into(), backlog: backlog() },
+            "the server that responds at https://eu.i.posthog.com (HTTP status 200) is not PostHog; events stay queued (1,234 waiting); \
+             next attempt in 5 min; check Config::host, which must be the ingestion host without /batch, and any proxy or captive portal in between; the response \
              begins: <html>welcome",
         ),
         (D::EndpointRecovered, "events are delivered again"),
@@ -134,26 +145,37 @@ fn delivery() -> Vec<(D, &'static str)> {
 }
 
 fn pauses() -> Vec<(D, &'static str)> {
-    let paused = |status, reason: &str, by_posthog| D::Paused { status, reason: reason.into(), by_posthog };
+    let paused = |status, reason: &str, by_posthog| D::Paused {
+        status,
+        reason: reason.into(),
+        by_posthog,
+        backlog: Backlog::default(),
+    };
+    let waiting = paused(401, "API key is not valid", true).with_backlog(backlog());
     vec![
         (
+            waiting,
+            "PostHog rejects the API key at https://eu.i.posthog.com (HTTP status 401: API key is not valid); events stay queued (1,234 \
+             waiting); next attempt in 5 min; check the project's API key (phc_...) and that Config::host is its region",
+        ),
+        (
             paused(401, "API key is not valid", true),
-            "PostHog rejects the API key (HTTP status 401: API key is not valid); events stay queued and delivery is tried again; check \
+            "PostHog rejects the API key (HTTP status 401: API key is not valid); events stay queued; delivery is tried again; check \
              the project's API key (phc_...) and that Config::host is its region",
         ),
         (
             paused(402, "billing limit", true),
-            "PostHog's quota is used up (HTTP status 402: billing limit); events stay queued and delivery is tried again; raise the limit \
+            "PostHog's quota is used up (HTTP status 402: billing limit); events stay queued; delivery is tried again; raise the limit \
              in PostHog's billing settings",
         ),
         (
             paused(415, "unsupported_content_type", true),
-            "PostHog does not accept the encoding of requests (HTTP status 415: unsupported_content_type); events stay queued and \
+            "PostHog does not accept the encoding of requests (HTTP status 415: unsupported_content_type); events stay queued; \
              delivery is tried again; choose another Config::compression",
         ),
         (
             paused(403, "<html>", false),
-            "the server rejects all requests, and its response is not PostHog's (HTTP status 403: <html>); events stay queued and delivery \
+            "the server rejects all requests, and its response is not PostHog's (HTTP status 403: <html>); events stay queued; delivery \
              is tried again; check Config::host, and proxies and firewalls on the way",
         ),
     ]
@@ -289,6 +311,10 @@ fn surroundings() -> Vec<(D, &'static str)> {
                 why: "the thread that reads crash reports cannot be started (EAGAIN); earlier reports are read at the next start".into(),
             },
             "crashes are not reported for now: the thread that reads crash reports cannot be started (EAGAIN); earlier reports are read at the next start",
+        ),
+        (
+            D::QueueAdopted { path: "/q/ab/shard-1".into(), events: 3 },
+            "3 events that another process left in /q/ab/shard-1 are delivered by this process now",
         ),
         (
             D::SymbolsUntrusted,

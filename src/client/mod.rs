@@ -48,11 +48,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use crate::config::{Config, Settings};
+use crate::config::{CaptureProtocol, Config, Settings};
 use crate::error::Error;
 use crate::flags::Overrides;
-use crate::pipeline::{self, Pending, Pipeline, PipelineOptions, ask_all, pending};
-use crate::recorder::Diagnostics;
+use crate::pipeline::{self, Pending, Pipeline, PipelineOptions, abbreviated, ask_all, pending};
+use crate::recorder::{Diagnostics, Started, log_started};
 #[cfg(feature = "metrics")]
 use crate::recorder::facade::{Published, Publisher};
 use crate::report::{Diagnostic, DropReason, FlushReport, Health, ShutdownReport, Stats};
@@ -145,7 +145,9 @@ impl Client {
         checked.diagnostics.into_iter().for_each(|diagnostic| diagnostics.record(diagnostic));
         let rules = Rules::new(checked.opted_out, checked.before_send, checked.super_properties);
         let flags = Flags::new(&checked.flags, clock, Overrides::default());
-        Self::start(checked.pipeline, checked.settings, (rules, flags), diagnostics, None)
+        let client = Self::start(checked.pipeline, checked.settings, (rules, flags), diagnostics, None)?;
+        client.shared.log_started();
+        Ok(client)
     }
 
     fn start(
@@ -301,6 +303,27 @@ impl Client {
     /// The analytics lane of this process.
     pub(crate) fn pipeline(&self) -> Option<Arc<Pipeline>> {
         self.lanes()?.into_iter().next()
+    }
+}
+
+impl Shared {
+    /// Logs where events go and what was found. Not in a forked child, where a lock of the log subscriber may be held
+    /// by a thread that does not exist there.
+    fn log_started(&self) {
+        let Some(pipeline) = &self.pipeline else { return };
+        let options = pipeline.options();
+        let project = &options.queue.project;
+        log_started(&Started {
+            host: &project.host,
+            key: abbreviated(&project.api_key),
+            queue_dir: pipeline.dir().map(|dir| dir.as_path()),
+            queued_events: pipeline.queued_as_committed(),
+            protocol: match options.delivery.protocol {
+                CaptureProtocol::V0 => "v0",
+                CaptureProtocol::V1 => "v1",
+            },
+            proxy: pipeline.proxy(),
+        });
     }
 }
 

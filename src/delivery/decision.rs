@@ -12,13 +12,13 @@ use uuid::Uuid;
 use super::batch::{Batch, uuid_of};
 use super::engine::{Engine, now};
 use super::loaded::{QuarantineReason, Slice};
-use super::notice::{asked_again, refusing_everything};
+use super::notice::{asked_again, failing, refusing_everything};
 use super::outage::{Failure, Outage, OutageReports};
 use super::quarantine::EventId;
 use super::response::{EventResult, ResponseKind, classify, describe, describe_pause, reason};
 use super::{DeliveryNotice, DeliveryOutcome};
 use crate::queue::store::DeadRecord;
-use crate::report::Diagnostic;
+use crate::report::{Backlog, Diagnostic};
 use crate::sys::{crash_point, reentry};
 use crate::transport::{Response, TransportError};
 
@@ -37,7 +37,7 @@ impl Engine {
                 }
                 let unreachable = error.is_unreachable();
                 let text = error.describe();
-                let diagnostic = Diagnostic::EndpointFailing { reason: text.clone() };
+                let diagnostic = failing(text.clone());
                 return self.failed(batch, Failure { unreachable, ..Failure::new(0, text, diagnostic) });
             }
         };
@@ -55,7 +55,7 @@ impl Engine {
             ResponseKind::Paused { by_posthog } => {
                 let reason = reason(&response.body);
                 let text = describe_pause(status, &reason, by_posthog);
-                let diagnostic = Diagnostic::Paused { status, reason, by_posthog };
+                let diagnostic = Diagnostic::Paused { status, reason, by_posthog, backlog: Backlog::default() };
                 self.failed(batch, Failure::new(status, text, diagnostic));
             }
             ResponseKind::Failed => {
@@ -66,9 +66,9 @@ impl Engine {
                     self.shrink(&batch);
                 }
                 let diagnostic = if (200..300).contains(&status) {
-                    Diagnostic::NotPostHog { status, snippet: reason }
+                    Diagnostic::NotPostHog { status, snippet: reason, backlog: Backlog::default() }
                 } else {
-                    Diagnostic::EndpointFailing { reason: text.clone() }
+                    failing(text.clone())
                 };
                 self.failed(batch, Failure { retry_after, ..Failure::new(status, text, diagnostic) });
             }
@@ -157,10 +157,10 @@ impl Engine {
             self.state.last_error = Some(format!("every request is refused: {}", describe(status, reason)));
             self.state.failed_attempts += 1;
             self.state.failing_since.get_or_insert(self.clock.now());
-            if self.outage_reports.is_cooldown_reported() {
-                (self.report)(refusing_everything(status, reason));
-            }
             self.pace.refuses_everything(now, &mut self.rng);
+            if self.outage_reports.is_cooldown_reported() {
+                self.report_outage(refusing_everything(status, reason), now);
+            }
             // A probe that is refused does not slow down the pace, so one more would begin the bisection again.
             self.outage = Outage::default();
             if let Some(stop) = &mut self.stop {
@@ -290,7 +290,7 @@ impl Engine {
             self.state.last_error = Some(text + "; they are sent again in smaller requests");
             return self.bisection.push(batch.halves(&mut self.intake.loaded));
         }
-        let diagnostic = Diagnostic::EndpointFailing { reason: text.clone() };
+        let diagnostic = failing(text.clone());
         self.failed(batch, Failure::new(status, text, diagnostic));
     }
 }

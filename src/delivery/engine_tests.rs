@@ -454,9 +454,9 @@ async fn an_abandoned_engine_acks_nothing_and_answers_all_waiters() {
 
 /// Whether delivery fails for a reason that begins so.
 pub(super) fn is_failing(diagnostic: &Diagnostic, beginning: &str) -> bool {
-    matches!(diagnostic, Diagnostic::EndpointFailing { reason } if reason.starts_with(beginning))
+    matches!(diagnostic, Diagnostic::EndpointFailing { reason, .. } if reason.starts_with(beginning))
 }
 
 pub(super) fn is_cooldown(diagnostic: &Diagnostic) -> bool {
-    matches!(diagnostic, Diagnostic::EndpointFailing { reason } if reason.contains("in a row failed; next attempt in"))
+    matches!(diagnostic, Diagnostic::EndpointFailing { reason, .. } if reason.contains("in a row failed; last failure: "))
 }

@@ -171,6 +171,10 @@ impl Source for FakeQueue {
         Ok(self.lease(usize::MAX, &|row| newest == Some(row) && wants(row))?.pop())
     }
 
+    fn waiting(&self) -> u64 {
+        self.queued().len() as u64
+    }
+
     fn is_held(&self) -> bool {
         self.ledger().is_held
     }

@@ -100,6 +100,9 @@ pub(crate) trait Source: Send + Sync + 'static {
     /// cover.
     fn newest(&self) -> Option<ChunkRef>;
 
+    /// Number of events that wait for delivery, as last committed: for reports, which must not wait for a lock.
+    fn waiting(&self) -> u64;
+
     /// Decides over a leased row. The commit comes later, but the row is not leased again. What the ack keeps is a
     /// leased row too, to be acked or released.
     fn ack(&self, ack: Ack);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::report::Diagnostic;
+use crate::report::{Backlog, Diagnostic};
 use crate::sys::wording::{count, time};
 
 /// PostHog answered `retry` for these events; `reason` is given for the first of them.
@@ -13,10 +13,9 @@ pub(super) fn asked_again(events: u64, reason: &str) -> Diagnostic {
     failing(format!("PostHog asks for a retry of {} ({reason})", count(events, "event")))
 }
 
-/// A whole cycle of attempts failed, and nothing is sent for this time.
-pub(super) fn cooldown(lasts: Duration, attempts: u32, reason: &str) -> Diagnostic {
-    let (attempts, lasts) = (count(attempts.into(), "attempt"), time(lasts));
-    failing(format!("{attempts} in a row failed; next attempt in {lasts}; last failure: {reason}"))
+/// A whole cycle of attempts failed, and nothing is sent for a while.
+pub(super) fn cooldown(attempts: u32, reason: &str) -> Diagnostic {
+    failing(format!("{} in a row failed; last failure: {reason}", count(attempts.into(), "attempt")))
 }
 
 /// Many requests in a row were refused, which is treated as an outage.
@@ -32,8 +31,9 @@ pub(super) fn engine_failed(wait: Duration) -> Diagnostic {
     ))
 }
 
-fn failing(reason: String) -> Diagnostic {
-    Diagnostic::EndpointFailing { reason }
+/// The endpoint fails. The engine adds the backlog when it reports that.
+pub(super) fn failing(reason: String) -> Diagnostic {
+    Diagnostic::EndpointFailing { reason, backlog: Backlog::default() }
 }
 
 /// The queue could not be read. Reading is tried again.
@@ -90,17 +90,14 @@ mod tests {
         let secs = Duration::from_secs;
         for (diagnostic, reason) in [
             (asked_again(1, "not_persisted"), "PostHog asks for a retry of 1 event (not_persisted)"),
-            (
-                cooldown(secs(300), 4, "HTTP status 503"),
-                "4 attempts in a row failed; next attempt in 5 min; last failure: HTTP status 503",
-            ),
+            (cooldown(4, "HTTP status 503"), "4 attempts in a row failed; last failure: HTTP status 503"),
             (refusing_everything(400, "no"), "every event is rejected (HTTP status 400: no)"),
             (
                 engine_failed(secs(5)),
                 "the delivery task panicked, which is a defect of this library (please report it); it is restarted in 5 s",
             ),
         ] {
-            assert_eq!(diagnostic, Diagnostic::EndpointFailing { reason: reason.into() });
+            assert_eq!(diagnostic, failing(reason.into()));
         }
         let problem = "events cannot be read for delivery: it is being closed".into();
         assert_eq!(queue_unreadable("it is being closed"), Diagnostic::StorageFailing { problem });

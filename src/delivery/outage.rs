@@ -32,7 +32,8 @@ use super::notice::cooldown;
 use super::pace::{Health, PaceOptions, fresh_probe_wait};
 use super::quarantine::{EventId, NEVER_REFUSED};
 use super::{CaptureProtocol, SourceError};
-use crate::report::Diagnostic;
+use crate::report::{Backlog, Diagnostic};
+use crate::transport::host_and_path;
 
 /// A failed batch is kept for its next attempt no longer than this: it cannot be evicted meanwhile.
 const MOST_WAIT: Duration = Duration::from_secs(60);
@@ -217,22 +218,28 @@ impl Engine {
         self.state.failed_attempts += 1;
         self.state.failing_since.get_or_insert(self.clock.now());
         if self.outage_reports.is_news(failure) {
-            (self.report)(failure.diagnostic.clone());
+            self.report_outage(failure.diagnostic.clone(), now);
         }
         if let Some(stop) = self.stop.as_mut().filter(|_| ticket.of_stop) {
             stop.failed(now, failure.unreachable, &self.options.pace, &mut self.rng);
             // A refused key or quota does not recover within the deadline of a stop.
             stop.gave_up |= failure.pause() == Some(true) && batch.events == 1;
         }
-        if let Health::Cooldown { until } = self.pace.health()
+        if matches!(self.pace.health(), Health::Cooldown { .. })
             && before != self.pace.health()
             && self.outage_reports.is_cooldown_reported()
         {
-            let lasts = Duration::from_secs(until.saturating_duration_since(now).as_secs());
-            let attempts = self.pace.consecutive_failures();
-            (self.report)(cooldown(lasts, attempts, &failure.text));
+            self.report_outage(cooldown(self.pace.consecutive_failures(), &failure.text), now);
         }
         true
+    }
+
+    /// Reports a diagnostic about an outage, with what waits for its end.
+    pub(super) fn report_outage(&self, diagnostic: Diagnostic, now: Instant) {
+        let (host, _) = host_and_path(&self.options.url);
+        let next_attempt = self.pace.waits_until(now).map(|at| at.saturating_duration_since(now));
+        let backlog = Backlog { host: host.to_owned(), events: self.source.waiting(), next_attempt };
+        (self.report)(diagnostic.with_backlog(backlog));
     }
 
     /// Whether a batch that has failed stays in memory.
@@ -428,6 +435,7 @@ impl RecentMentions {
 mod tests {
     use rand::SeedableRng;
 
+    use super::super::notice::failing;
     use super::*;
 
     #[test]
@@ -442,7 +450,7 @@ mod tests {
     }
 
     fn failed(status: u16) -> Failure {
-        Failure::new(status, String::new(), Diagnostic::EndpointFailing { reason: String::new() })
+        Failure::new(status, String::new(), failing(String::new()))
     }
 
     /// The outage after failures in a row: why each failed, and whether it was of the first batch again.
@@ -457,7 +465,8 @@ mod tests {
     fn an_outage_is_confirmed_by_another_batch_or_no_connection() {
         let busy = || failed(503);
         let refuses_key = |by_posthog| {
-            let diagnostic = Diagnostic::Paused { status: 401, reason: String::new(), by_posthog };
+            let diagnostic =
+                Diagnostic::Paused { status: 401, reason: String::new(), by_posthog, backlog: Backlog::default() };
             Failure::new(401, String::new(), diagnostic)
         };
         let unreachable = || Failure { unreachable: true, ..busy() };

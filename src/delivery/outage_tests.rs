@@ -34,6 +34,20 @@ async fn an_outage_of_a_week_reports_each_kind_of_failure_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_outage_is_reported_with_what_waits_and_until_when() {
+    for (reply, at_least) in [(503, 0), (401, 30)] {
+        let rig = Rig::start(queue_of(2, 3), move |_| Reply::new(reply, r#"{"error":"no"}"#));
+        rig.until(|rig| rig.noticed(|_| true) > 0).await;
+        let backlog = match &rig.notices.lock().unwrap()[0] {
+            Diagnostic::EndpointFailing { backlog, .. } | Diagnostic::Paused { backlog, .. } => backlog.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((&*backlog.host, backlog.events), ("http://fake", 6));
+        assert!(backlog.next_attempt.is_some_and(|wait| wait.as_secs() >= at_least), "{backlog:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_next_outage_is_reported_again() {
     let rig = Rig::start(queue_of(1, 3), |_| Reply::new(503, ""));
     for outage in 1..=3 {

@@ -267,6 +267,10 @@ impl Source for Counting {
         Ok(newest)
     }
 
+    fn waiting(&self) -> u64 {
+        self.queue.waiting()
+    }
+
     fn is_held(&self) -> bool {
         self.queue.is_held()
     }

@@ -15,7 +15,7 @@ use super::loaded::QuarantineReason;
 use super::pace::Health;
 use super::request::{Body, Exchange};
 use crate::sys::clock::WallNanos;
-use crate::transport::{Pending, Response, TransportError};
+use crate::transport::{Pending, RequestLine, Response, TransportError, logged};
 
 /// Maximum size of a body before compression. The server's limit is 20 MiB; estimates may be wrong.
 const MOST_JSON_BYTES: usize = 20 * 1024 * 1024 - 64 * 1024;
@@ -57,7 +57,9 @@ impl Engine {
             tries.attempts = tries.attempts.saturating_add(1);
             tries.first_attempt.get_or_insert(wall);
         }
+        let events = body.events;
         let request = self.options.request(&exchange, wall, body);
+        let line = RequestLine::of(&request, Some(events));
         self.sends += 1;
         batch.sent = Some((self.sends, now));
         let request = self.transport.send(request);
@@ -66,7 +68,7 @@ impl Engine {
         let last = self.is_last_slot(now).then(|| self.timeouts.limit_of_last_slot(batch.quarantined));
         let limit = limit.into_iter().chain(last).min();
         batch.given_up_after = limit.filter(|_| self.pace.health() == Health::Up);
-        let task = self.requests.spawn(within(limit, now, request));
+        let task = self.requests.spawn(logged(line, within(limit, now, request)));
         self.in_flight.insert(task.id(), batch);
     }
 

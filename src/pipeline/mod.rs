@@ -87,5 +87,5 @@ pub use pending::{Pending, PendingValue};
 pub(crate) use shared::Pipeline;
 use shared::lock;
 pub(crate) use shutdown::release;
-pub(crate) use start::{StartError, start, start_beside};
+pub(crate) use start::{StartError, abbreviated, start, start_beside};
 pub(crate) use threads::spawn_apart;

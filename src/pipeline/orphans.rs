@@ -146,7 +146,9 @@ impl Pipeline {
         // Never reused, so that a late result for one orphan is not taken for another.
         static ORIGINS: AtomicU32 = AtomicU32::new(1);
         let origin = ORIGINS.fetch_add(1, Ordering::Relaxed).max(1);
+        let (path, events) = (shard.dir().clone(), shard.ledger().queued_events);
         *lock(&self.adopted) = Some(Adopted { origin, shard, place });
+        (self.options.report)(Diagnostic::QueueAdopted { path, events });
         true
     }
 

@@ -114,6 +114,10 @@ impl Source for Pipeline {
         (ledger.queued_events > 0).then_some(ChunkRef { origin: OWN, key })
     }
 
+    fn waiting(&self) -> u64 {
+        self.queued_as_committed()
+    }
+
     fn ack(&self, ack: Ack) {
         if self.leases.ack(ack) {
             self.mailbox.wake();

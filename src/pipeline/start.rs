@@ -309,6 +309,21 @@ fn assemble(
     pipeline
 }
 
+impl Pipeline {
+    /// The directory of the lane's own shard; `None` for a queue in memory.
+    pub(crate) fn dir(&self) -> Option<&PathBuf> {
+        Some(self.shard.dir()).filter(|_| !self.shard.is_volatile())
+    }
+
+    /// The proxy of requests that deliver events, without its credentials.
+    pub(crate) fn proxy(&self) -> Option<String> {
+        match &self.network {
+            Network::Real(transport) => transport.proxy_of(&self.options.delivery.url),
+            Network::Given(_) => None,
+        }
+    }
+}
+
 fn last_run(options: &PipelineOptions, dir: &Path, before: &Predecessor, queued_events: u64) -> Option<PreviousRun> {
     let of_life =
         |life: RunRecord| crash::fatal_record_of(&options.disk, &dir.join(crash::DIR), life.pid, life.started_at);
@@ -496,7 +511,7 @@ pub(super) fn open_shard(
 }
 
 /// The beginning of a key, enough to recognize it.
-fn abbreviated(api_key: &str) -> String {
+pub(crate) fn abbreviated(api_key: &str) -> String {
     const KEPT: usize = 8;
     let kept: String = api_key.chars().take(KEPT).collect();
     if kept.len() == api_key.len() { kept } else { kept + "..." }

@@ -101,6 +101,15 @@ impl Pipeline {
         }
     }
 
+    /// Number of queued events, in an adopted queue too, by the last commit and the journal. Takes no lock that a commit
+    /// holds.
+    pub(crate) fn queued_as_committed(&self) -> u64 {
+        let ledger = self.shard.ledger();
+        let in_journal = self.shard.accepted().saturating_sub(ledger.accepted);
+        let adopted = self.adopted_shard().map_or(0, |(_, shard)| shard.ledger().queued_events);
+        ledger.queued_events.saturating_add(in_journal).saturating_add(adopted)
+    }
+
     fn storage(&self) -> StorageMode {
         let low_space = || self.low_disk_space().map(|diagnostic| diagnostic.to_string());
         match (self.current_problem().or_else(low_space), self.shard.is_volatile(), self.mailbox.is_stopping()) {

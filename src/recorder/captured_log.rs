@@ -9,6 +9,15 @@ use tracing::{Event, Metadata, Subscriber};
 
 /// The lines that `logging` logs on this thread under the target `posthog`, each as its level and its text.
 pub(crate) fn lines_of(logging: impl FnOnce()) -> Vec<String> {
+    captured(logging).into_iter().map(|line| line.text).collect()
+}
+
+/// The fields of those lines besides the text, each as `name=value`.
+pub(crate) fn fields_of(logging: impl FnOnce()) -> Vec<Vec<String>> {
+    captured(logging).into_iter().map(|line| line.fields).collect()
+}
+
+fn captured(logging: impl FnOnce()) -> Vec<Line> {
     let captured = Captured::default();
     let lines = Arc::clone(&captured.lines);
     tracing::subscriber::with_default(captured, logging);
@@ -17,7 +26,7 @@ pub(crate) fn lines_of(logging: impl FnOnce()) -> Vec<String> {
 
 #[derive(Default)]
 struct Captured {
-    lines: Arc<Mutex<Vec<String>>>,
+    lines: Arc<Mutex<Vec<Line>>>,
 }
 
 impl Subscriber for Captured {
@@ -34,9 +43,9 @@ impl Subscriber for Captured {
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        let mut line = Line(event.metadata().level().to_string());
+        let mut line = Line { text: event.metadata().level().to_string(), fields: Vec::new() };
         event.record(&mut line);
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).push(line.0);
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).push(line);
     }
 
     fn enter(&self, _: &Id) {}
@@ -44,12 +53,16 @@ impl Subscriber for Captured {
     fn exit(&self, _: &Id) {}
 }
 
-struct Line(String);
+struct Line {
+    text: String,
+    fields: Vec<String>,
+}
 
 impl Visit for Line {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if field.name() == "message" {
-            let _ = write!(self.0, " {value:?}");
+        match field.name() {
+            "message" => drop(write!(self.text, " {value:?}")),
+            name => self.fields.push(format!("{name}={value:?}")),
         }
     }
 }

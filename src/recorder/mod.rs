@@ -11,12 +11,13 @@
 //!
 //! `facade.rs` publishes statistics through the crate `metrics`, with that feature.
 //!
-//! The diagnostics themselves and their texts are in the module `report`.
+//! `log.rs` writes the lines. The diagnostics themselves and their texts are in the module `report`.
 
 #[cfg(test)]
 pub(crate) mod captured_log;
 #[cfg(feature = "metrics")]
 pub(crate) mod facade;
+mod log;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -26,9 +27,12 @@ use std::time::{Duration, Instant};
 
 use crate::report::{Diagnostic, DropReason, Line};
 use crate::sys::clock::{Clock, WallNanos};
-use crate::sys::limits::{DETAIL_KEPT, DIAGNOSTICS_KEPT, NAME_KEPT, beginning, foreign};
+use crate::sys::limits::{DETAIL_KEPT, DIAGNOSTICS_KEPT, NAME_KEPT, beginning};
 use crate::sys::reentry;
 use crate::sys::throttle::SharedThrottle;
+
+use log::log;
+pub(crate) use log::{Started, log_started, log_without_client};
 
 /// At most one log line of a kind and subject in this time.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
@@ -282,7 +286,8 @@ impl Logged {
 /// How diagnostics are grouped for the log: which belong together, and which end which.
 impl Diagnostic {
     fn is_informational(&self) -> bool {
-        self.is_recovery() || matches!(self, Diagnostic::StoreVerified | Diagnostic::KeyMissing)
+        self.is_recovery()
+            || matches!(self, Diagnostic::StoreVerified | Diagnostic::QueueAdopted { .. } | Diagnostic::KeyMissing)
     }
 
     /// Whether this is the end of a problem. Lines held back about the problem are logged first.
@@ -319,6 +324,7 @@ impl Diagnostic {
             | Diagnostic::QueueDirEphemeral { path, .. }
             | Diagnostic::OrphanedQueue { path, .. }
             | Diagnostic::QueueSkipped { path, .. }
+            | Diagnostic::QueueAdopted { path, .. }
             | Diagnostic::LeftOnDisk { path, .. } => Subject::of(path),
             Diagnostic::CrashReportUnreadable { path, .. } => Subject::of(path),
             _ => Subject::default(),
@@ -360,27 +366,6 @@ impl Subject {
 impl fmt::Debug for Diagnostics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Diagnostics").field("state", &self.state).finish_non_exhaustive()
-    }
-}
-
-/// Logs a diagnostic when there is no client.
-pub(crate) fn log_without_client(diagnostic: &Diagnostic) {
-    let line = Line { diagnostic: diagnostic.clone(), others: 0, period: None };
-    reentry::calling_out(|| {
-        reentry::caught(|| log(&line));
-    });
-}
-
-fn log(line: &Line) {
-    let (kind, held_back) = (line.diagnostic.kind(), line.others);
-    // One line, even if names of events, paths or texts of servers contain line breaks.
-    let text = foreign(&line.to_string(), usize::MAX);
-    if line.diagnostic.is_informational() {
-        tracing::info!(target: "posthog", kind, "{text}");
-    } else if held_back > 0 {
-        tracing::warn!(target: "posthog", kind, held_back, "{text}");
-    } else {
-        tracing::warn!(target: "posthog", kind, "{text}");
     }
 }
 

@@ -3,13 +3,14 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::recorder::captured_log::lines_of;
+use crate::recorder::captured_log::{fields_of, lines_of};
+use crate::report::Backlog;
 use crate::sys::clock::ManualClock;
 
 const SECOND: Duration = Duration::from_secs(1);
 
 fn failing() -> Diagnostic {
-    Diagnostic::EndpointFailing { reason: "refused".into() }
+    Diagnostic::EndpointFailing { reason: "refused".into(), backlog: Backlog::default() }
 }
 
 struct Rig {
@@ -225,4 +226,49 @@ fn drops_are_recorded_once_a_second_and_all_are_counted() {
     assert_eq!(recorded().last(), Some(&(DropReason::QueueFull, 1)), "each reason has a throttle of its own");
     assert_eq!(diagnostics.take_counted_drops(), [(DropReason::JournalFull, 999)]);
     assert_eq!(diagnostics.take_counted_drops(), []);
+}
+
+#[test]
+fn the_line_of_an_outage_has_its_facts_as_fields() {
+    let backlog = Backlog {
+        host: "https://eu.i.posthog.com".into(),
+        events: 1_234,
+        next_attempt: Some(Duration::from_millis(1_500)),
+    };
+    let rig = rig();
+    let fields = fields_of(|| {
+        rig.diagnostics.record(failing().with_backlog(backlog));
+        rig.drop_one();
+        rig.diagnostics.record(Diagnostic::EndpointRecovered);
+    });
+    let outage =
+        [r#"kind="endpoint_failing""#, r#"host="https://eu.i.posthog.com""#, "waiting=1234", "next_attempt_ms=1500"];
+    assert_eq!(fields, [&outage[..], &[r#"kind="queue_full""#, "events=1"], &[r#"kind="endpoint_recovered""#]]);
+}
+
+#[test]
+fn the_line_of_a_start_has_no_secret() {
+    let started = Started {
+        host: "https://eu.i.posthog.com",
+        key: "phc_abcd...".into(),
+        queue_dir: Some(std::path::Path::new("/q/ab/shard-0")),
+        queued_events: 3,
+        protocol: "v1",
+        proxy: None,
+    };
+    let expected =
+        "INFO client started: events go to https://eu.i.posthog.com; 3 events of earlier runs in /q/ab/shard-0";
+    assert_eq!(lines_of(|| log_started(&started)), [expected]);
+    let version = format!("version={:?}", env!("CARGO_PKG_VERSION"));
+    let fields = [
+        r#"kind="started""#,
+        &version,
+        r#"host="https://eu.i.posthog.com""#,
+        r#"key="phc_abcd...""#,
+        r#"queue_dir="/q/ab/shard-0""#,
+        "queued_events=3",
+        r#"protocol="v1""#,
+        r#"proxy="none""#,
+    ];
+    assert_eq!(fields_of(|| log_started(&started)), [fields]);
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -63,6 +64,8 @@ pub enum Diagnostic {
     EndpointFailing {
         /// The failure.
         reason: String,
+        /// What waits for the endpoint.
+        backlog: Backlog,
     },
     /// A server that is not PostHog responds: a captive portal, or a wrong host. Events stay queued. Reported once per
     /// outage.
@@ -71,6 +74,8 @@ pub enum Diagnostic {
         status: u16,
         /// The beginning of the response.
         snippet: String,
+        /// What waits for the endpoint.
+        backlog: Backlog,
     },
     /// The key, the quota or the encoding is rejected. Events stay queued. Reported once per outage.
     Paused {
@@ -80,6 +85,8 @@ pub enum Diagnostic {
         reason: String,
         /// Whether the response is PostHog's. Otherwise a proxy or a firewall may have sent it.
         by_posthog: bool,
+        /// What waits for the endpoint.
+        backlog: Backlog,
     },
     /// Events are delivered again.
     EndpointRecovered,
@@ -156,6 +163,13 @@ pub enum Diagnostic {
     /// The previous owner of the queue was killed during a write, so the queue's file was verified. Damage is reported
     /// by a diagnostic of its own.
     StoreVerified,
+    /// A queue that another process left, with events in it, is delivered by this process now. Logged at level `INFO`.
+    QueueAdopted {
+        /// The directory of the queue.
+        path: PathBuf,
+        /// Number of events in it.
+        events: u64,
+    },
     /// Queued events were deleted undelivered.
     Evicted {
         /// Number of events.
@@ -279,7 +293,30 @@ pub enum Diagnostic {
     },
 }
 
+/// What waits while an endpoint fails: part of the diagnostics about an outage.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Backlog {
+    /// The endpoint's scheme and host, such as `https://eu.i.posthog.com`; empty if it is not known.
+    pub host: String,
+    /// Number of events that wait for delivery, as last stored.
+    pub events: u64,
+    /// Time until the next request, if that is known.
+    pub next_attempt: Option<Duration>,
+}
+
 impl Diagnostic {
+    /// Sets the backlog of a diagnostic about an outage. Others stay as they are.
+    pub(crate) fn with_backlog(mut self, waiting: Backlog) -> Self {
+        if let Diagnostic::EndpointFailing { backlog, .. }
+        | Diagnostic::NotPostHog { backlog, .. }
+        | Diagnostic::Paused { backlog, .. } = &mut self
+        {
+            *backlog = waiting;
+        }
+        self
+    }
+
     /// The name of the kind, for alarms and metrics. It is part of the public interface and does not change when the
     /// text does.
     ///
@@ -325,6 +362,7 @@ impl Diagnostic {
             Diagnostic::QueueSalvaged { .. } => ("queue_salvaged", C::Storage),
             Diagnostic::EventsLost { .. } => ("events_lost", C::Storage),
             Diagnostic::StoreVerified => ("store_verified", C::Storage),
+            Diagnostic::QueueAdopted { .. } => ("queue_adopted", C::Storage),
             Diagnostic::Evicted { .. } => ("evicted", C::Capacity),
             Diagnostic::QueueDirEphemeral { .. } => ("queue_dir_ephemeral", C::Storage),
             Diagnostic::OrphanedQueue { .. } => ("orphaned_queue", C::Storage),

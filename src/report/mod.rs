@@ -23,7 +23,7 @@ mod text;
 
 use std::sync::Arc;
 
-pub use diagnostic::{Diagnostic, DiagnosticCategory};
+pub use diagnostic::{Backlog, Diagnostic, DiagnosticCategory};
 pub use drop_reason::DropReason;
 pub use health::{Health, HealthCause, HealthProblem, HealthStatus};
 #[cfg(feature = "metrics")]

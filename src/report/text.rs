@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use super::diagnostic::Diagnostic;
+use super::diagnostic::{Backlog, Diagnostic};
 use super::drop_reason::DropReason;
 use crate::sys::wording::{bytes, count, number, time};
 
@@ -86,6 +86,7 @@ fn write_text(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: Withi
         | Diagnostic::QueueSalvaged { .. }
         | Diagnostic::EventsLost { .. }
         | Diagnostic::StoreVerified
+        | Diagnostic::QueueAdopted { .. }
         | Diagnostic::Evicted { .. }
         | Diagnostic::QueueDirEphemeral { .. }
         | Diagnostic::QueueDirExposed { .. }
@@ -160,16 +161,19 @@ fn write_delivery(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: W
             "event {uuid} was not accepted ({}); it stays queued and is tried again later, and delivery continues without it",
             Response(*status, reason)
         ),
-        Diagnostic::EndpointFailing { reason } => {
-            write!(f, "events cannot be delivered and stay queued; delivery is tried again: {reason}")
+        Diagnostic::EndpointFailing { reason, backlog } => {
+            write!(f, "events cannot be delivered{} and {}: {reason}", To(backlog), Stay(backlog))
         }
-        Diagnostic::NotPostHog { status, snippet } => write!(
+        Diagnostic::NotPostHog { status, snippet, backlog } => write!(
             f,
-            "the server that responds (HTTP status {status}) is not PostHog; events stay queued and delivery is tried again; check \
-             Config::host, which must be the ingestion host without /batch, and any proxy or captive portal in between; the response \
-             begins: {snippet}"
+            "the server that responds{} (HTTP status {status}) is not PostHog; events {}; check Config::host, which must be the ingestion host without /batch, and any proxy or captive portal in between; the response \
+             begins: {snippet}",
+            At(backlog),
+            Stay(backlog)
         ),
-        Diagnostic::Paused { status, reason, by_posthog } => write_paused(f, *status, reason, *by_posthog),
+        Diagnostic::Paused { status, reason, by_posthog, backlog } => {
+            write_paused(f, &Response(*status, reason), *by_posthog, backlog)
+        }
         Diagnostic::EndpointRecovered => f.write_str("events are delivered again"),
         Diagnostic::QuotaLimited { kinds } => write!(
             f,
@@ -192,9 +196,13 @@ fn write_delivery(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: W
     }
 }
 
-fn write_paused(f: &mut fmt::Formatter<'_>, status: u16, reason: &str, by_posthog: bool) -> fmt::Result {
-    let response = Response(status, reason);
-    let (what, remedy) = match (by_posthog, status) {
+fn write_paused(
+    f: &mut fmt::Formatter<'_>,
+    response: &Response<'_>,
+    by_posthog: bool,
+    backlog: &Backlog,
+) -> fmt::Result {
+    let (what, remedy) = match (by_posthog, response.0) {
         (false, _) => (
             "the server rejects all requests, and its response is not PostHog's",
             "check Config::host, and proxies and firewalls on the way",
@@ -205,7 +213,42 @@ fn write_paused(f: &mut fmt::Formatter<'_>, status: u16, reason: &str, by_postho
             ("PostHog rejects the API key", "check the project's API key (phc_...) and that Config::host is its region")
         }
     };
-    write!(f, "{what} ({response}); events stay queued and delivery is tried again; {remedy}")
+    write!(f, "{what}{} ({response}); events {}; {remedy}", At(backlog), Stay(backlog))
+}
+
+/// ` to https://eu.i.posthog.com`, or nothing.
+struct To<'a>(&'a Backlog);
+
+impl fmt::Display for To<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.host.is_empty() { Ok(()) } else { write!(f, " to {}", self.0.host) }
+    }
+}
+
+/// ` at https://eu.i.posthog.com`, or nothing.
+struct At<'a>(&'a Backlog);
+
+impl fmt::Display for At<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.host.is_empty() { Ok(()) } else { write!(f, " at {}", self.0.host) }
+    }
+}
+
+/// `stay queued (1,234 waiting); next attempt in 2 s`, as far as that is known.
+struct Stay<'a>(&'a Backlog);
+
+impl fmt::Display for Stay<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Backlog { events, next_attempt, .. } = self.0;
+        f.write_str("stay queued")?;
+        if *events > 0 {
+            write!(f, " ({} waiting)", number(*events))?;
+        }
+        match next_attempt {
+            Some(wait) => write!(f, "; next attempt in {}", time(*wait)),
+            None => f.write_str("; delivery is tried again"),
+        }
+    }
 }
 
 fn write_queue(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: Within) -> fmt::Result {
@@ -242,6 +285,7 @@ fn write_queue(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: With
             count(*events, "accepted event")
         ),
         Diagnostic::StoreVerified => f.write_str(STORE_VERIFIED),
+        Diagnostic::QueueAdopted { path, events } => write_adopted(f, path, *events),
         Diagnostic::Evicted { events, for_age } => {
             let events = count(*events, "queued event");
             let why = if *for_age {
@@ -278,6 +322,11 @@ fn write_queue(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: With
         }
         _ => Ok(()),
     }
+}
+
+fn write_adopted(f: &mut fmt::Formatter<'_>, path: &Path, events: u64) -> fmt::Result {
+    let (events, path) = (count(events, "event"), path.display());
+    write!(f, "{events} that another process left in {path} are delivered by this process now")
 }
 
 fn write_orphaned(

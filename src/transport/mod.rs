@@ -32,10 +32,12 @@
 //!   timer ends with the last of them.
 //! * `Retry-After` is parsed leniently: seconds (a fraction is rounded up) or an HTTP date. Anything else counts as
 //!   absent.
-//! * The texts of errors and warnings never contain a proxy's password or a request's URL.
+//! * The texts of errors and warnings never contain a proxy's password or a request's URL. The log line of a request
+//!   (`log.rs`) has its path, and neither its query nor its headers.
 
 mod exchange;
 mod identity;
+mod log;
 mod message;
 mod pool;
 mod proxy;
@@ -48,6 +50,7 @@ mod tests;
 use reqwest::Url;
 
 pub(crate) use identity::ClientIdentity;
+pub(crate) use log::{RequestLine, host_and_path, logged};
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use message::RetryAfter;
 pub(crate) use message::{Http, MAX_RESPONSE_BYTES, Pending, Request, Response, TransportError};

@@ -132,6 +132,11 @@ impl Transport {
         Self::with_settings(Arc::clone(&self.settings))
     }
 
+    /// Host and port of the proxy of requests to `url`, and where it was set; without its credentials.
+    pub(crate) fn proxy_of(&self, url: &str) -> Option<String> {
+        self.settings.ways.to(&url.parse().ok()?).map(ToString::to_string)
+    }
+
     pub(super) fn current(&self) -> Connections {
         lock(&self.current).clone()
     }

@@ -230,7 +230,7 @@ fn ai_08_an_unreachable_endpoint_is_only_reported() {
     let uuid = uuid_of(&client.capture_ai(generation()));
     let report = client.flush().wait(PATIENCE).unwrap();
     assert_eq!(report.remaining, 1);
-    let is_told = |diagnostic: &Diagnostic| matches!(diagnostic, Diagnostic::EndpointFailing { reason } if reason.starts_with("AI events: "));
+    let is_told = |diagnostic: &Diagnostic| matches!(diagnostic, Diagnostic::EndpointFailing { reason, .. } if reason.starts_with("AI events: "));
     assert!(heard.lock().unwrap().iter().any(is_told), "{heard:?}");
     fixture.sink.resume();
     fixture.wait_for(|state| state.contains(uuid));

@@ -68,8 +68,7 @@ fn a_private_authority_is_trusted_only_when_it_is_configured() {
     let config = || fixture.config().host(&front.url);
     let client = Client::new(config()).unwrap();
     let uuid = take(&client, "tick");
-    let is_told =
-        |told: &Diagnostic| matches!(told, Diagnostic::EndpointFailing { reason } if reason.contains("certificate"));
+    let is_told = |told: &Diagnostic| matches!(told, Diagnostic::EndpointFailing { reason, .. } if reason.contains("certificate"));
     eventually("the certificate is refused and named", || client.diagnostics().iter().any(is_told));
     assert!(matches!(client.flush().wait(PATIENCE).unwrap().endpoint, EndpointStatus::Down { .. }));
     assert_eq!(client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap().remaining, 1);

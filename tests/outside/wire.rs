@@ -116,7 +116,7 @@ fn a_login_page_instead_of_posthog_is_no_delivery() {
     let uuid = take(&client, "tick");
     fixture.must_have_taken(&[uuid]);
     close_empty(&client);
-    let portal = |told: &Diagnostic| matches!(told, Diagnostic::NotPostHog { status: 200, snippet } if snippet.contains("log in"));
+    let portal = |told: &Diagnostic| matches!(told, Diagnostic::NotPostHog { status: 200, snippet, .. } if snippet.contains("log in"));
     assert!(client.diagnostics().iter().any(portal), "{:?}", client.diagnostics());
 }
 

@@ -9,7 +9,7 @@ use super::handle::FlagDefinitionsError;
 use super::provider::Provider;
 use crate::sys::clock::Clock;
 use crate::sys::limits;
-use crate::transport::{Http, Request, Response};
+use crate::transport::{Http, Request, RequestLine, Response, logged};
 
 /// The longest `ETag` that is sent back.
 const MAX_ETAG_BYTES: usize = 1024;
@@ -65,7 +65,8 @@ pub(super) async fn send(
     secret_key: &SecretKey,
     etag: Option<&str>,
 ) -> Result<Response, String> {
-    let response = http.send(request(&options.host, &options.api_key, secret_key, etag));
+    let request = request(&options.host, &options.api_key, secret_key, etag);
+    let response = logged(RequestLine::of(&request, None), http.send(request));
     match clock.within(options.timeout, response).await {
         Some(response) => response.map_err(|error| error.describe()),
         None => Err(format!("no response within {:?}", options.timeout)),

@@ -40,7 +40,7 @@ use crate::sys::clock::Clock;
 use crate::sys::limits::{FLAG_ANSWER_BYTES, FLAG_REQUESTS_AT_ONCE, FLAG_REQUESTS_MOST, NAME_KEPT, foreign};
 use crate::sys::throttle::Throttle;
 use crate::sys::{reentry, wording};
-use crate::transport::{Http, Request, Response, TransportError};
+use crate::transport::{Http, Request, RequestLine, Response, TransportError, logged};
 
 pub(crate) use payload::PayloadDone;
 pub use payload::RemoteConfigError;
@@ -191,7 +191,8 @@ impl RemoteFlags {
         let began = clock.now();
         let mut retries = 0;
         loop {
-            let result = http.send(request.clone()).await;
+            let line = RequestLine::of(&request, None);
+            let result = logged(line, http.send(request.clone())).await;
             let wait = wait_before(retries);
             let is_late = clock.now().saturating_duration_since(began).saturating_add(wait) >= options.timeout;
             if !is_retryable(&result) || retries >= options.max_retries || is_late {

@@ -51,6 +51,20 @@ fn an_orphan_is_delivered_in_place_and_let_go() {
     assert_eq!((other.ledger().delivered, other.ledger().queued_events), (12, 0));
 }
 
+#[test]
+fn an_adoption_is_reported_with_its_queue_and_events() {
+    let mut fixture = fixture(|_| ());
+    leave_behind(&fixture, &[12, 0]);
+    look_for_orphans(&mut fixture);
+    let dir = fixture.pipeline.adopted_shard().unwrap().1.dir().clone();
+    assert!(fixture.reports(|report| *report == Diagnostic::QueueAdopted { path: dir.clone(), events: 12 }));
+    fixture.deliver(fixture.lease());
+    fixture.advance(Duration::from_secs(1));
+    look_for_orphans(&mut fixture);
+    let is_adopted = |report: &Diagnostic| matches!(report, Diagnostic::QueueAdopted { .. });
+    assert!(!fixture.reports(is_adopted), "an empty queue is not delivered");
+}
+
 /// The names of all files in a directory, sorted.
 fn names(dir: &std::path::Path) -> Vec<String> {
     let mut names: Vec<_> =
