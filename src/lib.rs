@@ -30,8 +30,14 @@
 //!
 //! A client runs two threads of its own and needs nothing from the program: it works with tokio, with another runtime,
 //! or with none, and may be created and dropped inside async code. Calls that take time return a [`Pending`]: `.await`
-//! it, or [`wait`](Pending::wait) for it. [`init`], [`client`] and [`capture`] share one client among all parts of a
-//! program. After a fork, the child's first capture opens a queue of the child's own.
+//! it, or [`wait`](Pending::wait) for it. After a fork, the child's first capture opens a queue of the child's own.
+//!
+//! # The process-wide client
+//!
+//! [`init`] creates a client that all parts of a program share. Its everyday calls are functions of this crate:
+//! [`capture`], [`identify`], [`capture_exception`], [`is_feature_enabled`], [`register`], [`flush`], [`close`] and more;
+//! [`client`] returns it for all others. Before `init`, events are `Dropped(NotInitialized)`, flags have no value, and
+//! the other calls do nothing, as the documentation of each says.
 //!
 //! # Where to find things
 //!
@@ -109,9 +115,18 @@ mod transport;
 #[cfg_attr(docsrs, doc(cfg(feature = "crash-signals")))]
 pub use client::install_crash_handler;
 pub use client::{
-    Client, Outcome, Receipt, breadcrumb, capture, capture_exception, client, drain_on_terminate, init,
-    install_panic_hook,
+    Client, Outcome, Receipt, alias, breadcrumb, capture, capture_ai, capture_exception, capture_exception_with,
+    capture_immediate, client, close, drain_on_terminate, evaluate_flags, flush, get_all_flags, get_feature_flag,
+    get_feature_flag_payload, group_identify, identify, init, install_panic_hook, is_feature_enabled,
+    is_feature_enabled_or, is_opted_out, known_flags, opt_in, opt_out, register, set_person, set_person_once, shutdown,
+    unregister,
 };
+#[cfg(feature = "anyhow")]
+#[cfg_attr(docsrs, doc(cfg(feature = "anyhow")))]
+pub use client::{capture_anyhow, capture_anyhow_with};
+#[cfg(feature = "eyre")]
+#[cfg_attr(docsrs, doc(cfg(feature = "eyre")))]
+pub use client::{capture_eyre, capture_eyre_with};
 pub use config::Config;
 pub use context::Context;
 pub use error::Error;
@@ -147,7 +162,7 @@ pub mod exceptions {
     //! value that does not implement [`Error`](std::error::Error).
 
     #[doc(no_inline)]
-    pub use crate::client::capture_exception;
+    pub use crate::client::{capture_exception, capture_exception_with};
     pub use crate::config::TraceContext;
     pub use crate::event::exception::{AdHocError, ExceptionOptions, Level, ParseLevelError};
 }

@@ -282,7 +282,7 @@ const SPAN_ID: &str = "$span_id";
 const EXCEPTION: &str = "$exception";
 
 #[cfg(feature = "anyhow")]
-struct Anyhow<'e>(&'e anyhow::Error);
+pub(super) struct Anyhow<'e>(pub(super) &'e anyhow::Error);
 
 #[cfg(feature = "anyhow")]
 impl Unread for Anyhow<'_> {
@@ -300,7 +300,7 @@ impl Unread for Anyhow<'_> {
 }
 
 #[cfg(feature = "eyre")]
-struct Eyre<'e>(&'e eyre::Report);
+pub(super) struct Eyre<'e>(pub(super) &'e eyre::Report);
 
 #[cfg(feature = "eyre")]
 impl Unread for Eyre<'_> {

@@ -75,7 +75,16 @@ use flags::Flags;
 pub use flags::{AllFlags, FeatureFlagResult, FeatureFlags, FlagsProblem};
 #[cfg(any(feature = "log", feature = "tracing"))]
 pub(crate) use global::process_wide;
-pub use global::{breadcrumb, capture, capture_exception, client, init};
+pub use global::{
+    alias, breadcrumb, capture, capture_ai, capture_exception, capture_exception_with, capture_immediate, client,
+    close, evaluate_flags, flush, get_all_flags, get_feature_flag, get_feature_flag_payload, group_identify, identify,
+    init, is_feature_enabled, is_feature_enabled_or, is_opted_out, known_flags, opt_in, opt_out, register, set_person,
+    set_person_once, shutdown, unregister,
+};
+#[cfg(feature = "anyhow")]
+pub use global::{capture_anyhow, capture_anyhow_with};
+#[cfg(feature = "eyre")]
+pub use global::{capture_eyre, capture_eyre_with};
 pub use receipt::{Outcome, Receipt};
 use rules::Rules;
 

@@ -22,6 +22,9 @@ pub enum FlagsProblem {
     /// There is no distinct id, neither in the [`FlagContext`] nor in the current [`Context`](crate::Context).
     #[error("flags have no values without a distinct id: neither the FlagContext nor the current Context has one")]
     Nobody,
+    /// There is no process-wide client: [`init`](crate::init) was not called.
+    #[error("posthog::init was not called")]
+    NotInitialized,
     /// The client is disabled.
     #[error("the client is disabled")]
     Disabled,
@@ -125,7 +128,7 @@ impl FeatureFlags {
     }
 
     /// A snapshot without flags, whose reads capture nothing.
-    pub(super) fn empty(problem: Option<FlagsProblem>) -> Self {
+    pub(in crate::client) fn empty(problem: Option<FlagsProblem>) -> Self {
         let origin = Origin {
             client: Weak::new(),
             context: FlagContext::default(),
