@@ -41,7 +41,8 @@ static CLIENT: OnceLock<Client> = OnceLock::new();
 ///
 /// # Errors
 ///
-/// As [`Client::new`]; [`Error::AlreadyInitialized`] if it was called before.
+/// As [`Client::new`]; [`Error::AlreadyInitialized`] if it was called before, or in a test while another client stands
+/// in for the process-wide one.
 pub fn init(config: Config) -> Result<Client, Error> {
     if client().is_some() {
         return Err(Error::AlreadyInitialized);
@@ -74,9 +75,13 @@ pub fn client() -> Option<Client> {
     with(|client| client.cloned())
 }
 
-/// Calls with the process-wide client.
+/// Calls with the process-wide client, or in a test with the one that stands in for it.
 #[inline]
 fn with<T>(call: impl FnOnce(Option<&Client>) -> T) -> T {
+    #[cfg(feature = "testing")]
+    if let Some(client) = super::stand_in::current() {
+        return call(Some(&client));
+    }
     call(CLIENT.get())
 }
 

@@ -14,7 +14,7 @@
 //! * `receipt.rs`, `dead_letters.rs`, `previous_run.rs`: what callers get back.
 //! * `child.rs`: forked children. The inherited client is never used; the first capture opens a pipeline of the child's
 //!   own.
-//! * `global.rs`: the process-wide client. `crash_setup.rs`, `crash_reports.rs`: its panic hook, crash handler,
+//! * `global.rs`: the process-wide client; `stand_in.rs`: what stands in for it in tests. `crash_setup.rs`, `crash_reports.rs`: its panic hook, crash handler,
 //!   breadcrumbs and crash reports. `drain.rs`: its handling of SIGTERM and SIGINT.
 //! * `failure.rs`: a failed start as an [`Error`].
 //!
@@ -42,6 +42,8 @@ mod receipt;
 mod rules;
 #[cfg(test)]
 mod rules_tests;
+#[cfg(feature = "testing")]
+mod stand_in;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
@@ -87,6 +89,8 @@ pub use global::{capture_anyhow, capture_anyhow_with};
 pub use global::{capture_eyre, capture_eyre_with};
 pub use receipt::{Outcome, Receipt};
 use rules::Rules;
+#[cfg(feature = "testing")]
+pub(crate) use stand_in::StandIn;
 
 /// Captures events and delivers them to PostHog, through a queue that survives the process.
 ///

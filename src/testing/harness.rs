@@ -2,6 +2,7 @@
 
 use std::fs::DirBuilder;
 use std::io;
+use std::marker::PhantomData;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::queue::{QueuedEvent, queued};
 use super::server::Server;
-use crate::client::Client;
+use crate::client::{Client, StandIn};
 use crate::config::Config;
 use crate::error::Error;
 use crate::report::FlushReport;
@@ -90,6 +91,51 @@ impl Harness {
         queued(&self.client)
     }
 
+    /// Makes the client the process-wide one for this thread, until the guard is dropped: `posthog::capture` and the
+    /// other free functions, and [`posthog::client`](crate::client()), use it here. Threads that run other tests are not
+    /// affected, so tests may run in parallel. Code under test that runs on threads of its own is not affected either;
+    /// for that, use [`global_on_all_threads`](Self::global_on_all_threads). A task of a runtime with one thread
+    /// (`#[tokio::test]`) runs on the thread of its test.
+    ///
+    /// A later guard on the same thread takes precedence until it is dropped. Breadcrumbs, the panic hook and the crash
+    /// handler stay with the client of [`init`](crate::init()).
+    ///
+    /// ```
+    /// use posthog::Event;
+    /// use posthog::testing::Harness;
+    ///
+    /// // The code under test.
+    /// fn sign_out(user: &str) {
+    ///     posthog::capture(Event::new("signed_out", user));
+    /// }
+    ///
+    /// # fn main() -> Result<(), posthog::Error> {
+    /// let harness = Harness::new(|config| config)?;
+    /// let _global = harness.global_on_this_thread();
+    /// sign_out("user_1");
+    /// assert_eq!(harness.queued()[0].event, "signed_out");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn global_on_this_thread(&self) -> GlobalClient<'_> {
+        GlobalClient { _stand_in: StandIn::on_this_thread(&self.client), _harness: PhantomData }
+    }
+
+    /// Makes the client the process-wide one for all threads that have none of their own
+    /// ([`global_on_this_thread`](Self::global_on_this_thread)), until the guard is dropped. There is one at a time in a
+    /// process: a second test waits here until the guard of the first is dropped. Tests that run in parallel in the same
+    /// process and use the free functions without a guard reach this client as well.
+    ///
+    /// # Panics
+    ///
+    /// If this thread already has such a guard, or if another one is kept for ten minutes.
+    pub fn global_on_all_threads(&self) -> GlobalClient<'_> {
+        match StandIn::on_all_threads(&self.client) {
+            Ok(stand_in) => GlobalClient { _stand_in: stand_in, _harness: PhantomData },
+            Err(why) => panic!("the client under test cannot become the process-wide one: {why}"),
+        }
+    }
+
     /// Moves the clock, and returns when the client has done what was due. All of that happens at the new time; to see
     /// the steps in between, advance in steps.
     ///
@@ -132,6 +178,15 @@ impl Harness {
             self.client.stats()
         );
     }
+}
+
+/// The client of a [`Harness`] as the process-wide client, until this is dropped.
+#[derive(Debug)]
+#[must_use = "the client is the process-wide one only until this is dropped: bind it to a name, such as `_global`"]
+pub struct GlobalClient<'h> {
+    _stand_in: StandIn,
+    /// The directory of the client's queue is removed with its harness.
+    _harness: PhantomData<&'h Harness>,
 }
 
 fn open(

@@ -61,6 +61,12 @@
 //!
 //! Flags have the values that the test gives them ([`Harness::override_flag`]), or those that the server responds.
 //!
+//! # The process-wide client
+//!
+//! Code that calls `posthog::capture` and the other free functions is tested with a harness whose client is the
+//! process-wide one for a while: on the thread of the test ([`Harness::global_on_this_thread`]), which does not affect
+//! tests on other threads, or on all threads ([`Harness::global_on_all_threads`]), one test at a time.
+//!
 //! Not for forked children: the clock and the server are in the memory of one process.
 
 mod answer;
@@ -81,6 +87,6 @@ mod server;
 
 pub use answer::Answer;
 pub use flags::FlagOverride;
-pub use harness::{Harness, StillClock, captured_flag_reads};
+pub use harness::{GlobalClient, Harness, StillClock, captured_flag_reads};
 pub use queue::{QueuedEvent, queued};
 pub use server::{RecordedRequest, Route, Server};

@@ -5,7 +5,7 @@
 //! needs the feature would be skipped by `cargo test`. As a member of the workspace it also makes `cargo test
 //! --workspace` build the library with the feature, and run the examples in the documentation of `posthog::testing`.
 //!
-//! The program takes a client and does not know how it is tested. Its tests do not sleep, use no network, and leave no
+//! The program takes a client, or uses the process-wide one, and does not know how it is tested. Its tests do not sleep, use no network, and leave no
 //! files.
 
 use posthog::{Client, Event};
@@ -18,4 +18,9 @@ pub fn sign_up(posthog: &Client, user: &str, plan: &str) {
 /// A model generates a text.
 pub fn ask(posthog: &Client, user: &str, question: &str) {
     posthog.capture_ai(Event::new("$ai_generation", user).prop("$ai_input", question));
+}
+
+/// A user signs out; with the process-wide client.
+pub fn sign_out(user: &str) {
+    posthog::capture(Event::new("signed_out", user));
 }

@@ -7,14 +7,16 @@ mod log_records;
 #[path = "testing/tracing.rs"]
 mod tracing_events;
 
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use posthog::diagnostics::Diagnostic;
 use posthog::reports::EndpointStatus;
 use posthog::stats::DeliveryPhase;
 use posthog::testing::{Answer, Harness, Route, StillClock, queued};
-use posthog::{Client, Config, Event};
-use tested_program::{ask, sign_up};
+use posthog::{Client, Config, DropReason, Event, Outcome};
+use tested_program::{ask, sign_out, sign_up};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -239,4 +241,70 @@ fn a_clock_shows_what_it_was_set_to() {
     assert_eq!(clock.now(), SystemTime::UNIX_EPOCH + SECOND);
     clock.set(SystemTime::UNIX_EPOCH - SECOND);
     assert_eq!(clock.now(), SystemTime::UNIX_EPOCH - SECOND);
+}
+
+/// The persons of the queued events.
+fn persons(harness: &Harness) -> Vec<String> {
+    harness.queued().into_iter().map(|event| event.distinct_id).collect()
+}
+
+#[test]
+fn tests_in_parallel_have_a_process_wide_client_each() {
+    let (all_have_one, all_are_done) = (Barrier::new(4), Barrier::new(4));
+    std::thread::scope(|scope| {
+        for user in ["a", "b", "c", "d"] {
+            let (all_have_one, all_are_done) = (&all_have_one, &all_are_done);
+            scope.spawn(move || {
+                let harness = harness();
+                let _global = harness.global_on_this_thread();
+                all_have_one.wait();
+                sign_out(user);
+                all_are_done.wait();
+                assert_eq!(persons(&harness), [user]);
+            });
+        }
+    });
+}
+
+#[test]
+fn the_newest_process_wide_client_of_a_thread_is_used() {
+    let (outer, inner) = (harness(), harness());
+    let _outer = outer.global_on_this_thread();
+    let global = inner.global_on_this_thread();
+    sign_out("inner");
+    drop(global);
+    sign_out("outer");
+    assert_eq!((persons(&outer), persons(&inner)), (vec!["outer".to_owned()], vec!["inner".to_owned()]));
+    // The client cannot be replaced by the code under test.
+    assert!(matches!(posthog::init(Config::disabled()), Err(posthog::Error::AlreadyInitialized)));
+}
+
+// One test, because a client on all threads is the client of each test that has none of its own.
+#[test]
+fn one_test_at_a_time_has_the_client_of_all_threads() {
+    let first = harness();
+    let global = first.global_on_all_threads();
+    let again = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(first.global_on_all_threads())));
+    let said = again.unwrap_err().downcast_ref::<String>().cloned().unwrap();
+    assert!(said.contains("this thread already has"), "{said}");
+    std::thread::spawn(|| sign_out("on another thread")).join().unwrap();
+    assert_eq!(persons(&first), ["on another thread"]);
+    let (is_over, begun) = (AtomicBool::new(false), Barrier::new(2));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let second = harness();
+            begun.wait();
+            let _global = second.global_on_all_threads();
+            assert!(is_over.load(Ordering::SeqCst), "the first is still there");
+            sign_out("of the second");
+            assert_eq!(persons(&second), ["of the second"]);
+        });
+        begun.wait();
+        sign_out("of the first");
+        is_over.store(true, Ordering::SeqCst);
+        drop(global);
+    });
+    assert_eq!(persons(&first), ["on another thread", "of the first"]);
+    let outcome = posthog::capture(Event::new("too late", "user_1")).outcome();
+    assert_eq!(outcome, Outcome::Dropped(DropReason::NotInitialized));
 }
