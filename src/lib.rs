@@ -81,7 +81,8 @@
 //!   [`Stats::to_prometheus`].
 //! * `log`: `integrations::log`, a logger around another logger: errors become exceptions, other records breadcrumbs.
 //! * `testing`: `posthog::testing`, a client between a manual clock, a scripted server and a temporary directory.
-//! * `tower`: `integrations::tower`, a layer that serves each HTTP request in a [`Context`] of its own.
+//! * `tower`: `integrations::tower`, a layer that serves each HTTP request in a [`Context`] of its own, and one that
+//!   captures responses with a status of 500 to 599.
 //! * `tracing`: `integrations::tracing`, a layer for `tracing-subscriber`: errors become exceptions, other events
 //!   breadcrumbs.
 
@@ -164,7 +165,7 @@ pub mod exceptions {
     #[doc(no_inline)]
     pub use crate::client::{capture_exception, capture_exception_with};
     pub use crate::config::TraceContext;
-    pub use crate::event::exception::{AdHocError, ExceptionOptions, Level, ParseLevelError};
+    pub use crate::event::exception::{AdHocError, CallStack, ExceptionOptions, Level, ParseLevelError};
 }
 
 pub mod crashes {

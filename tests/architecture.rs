@@ -44,6 +44,7 @@ const SAME_LAYER: &[(&str, &str, &str)] = &[
     ("config", "error", "a setting that is out of bounds is an error that names it"),
     ("integrations", "client", "an integration captures with a client, and looks up the process-wide one"),
     ("config", "recorder", "the hook for diagnostics is a setting"),
+    ("integrations", "client", "an integration captures with the public calls of a client"),
     (
         "transport",
         "sys",

@@ -19,7 +19,7 @@ use crate::event::Event;
 use crate::event::exception::printed_stack;
 #[cfg(feature = "eyre")]
 use crate::event::exception::stack_below;
-use crate::event::exception::{Chain, ExceptionOptions, ExceptionStack, type_of};
+use crate::event::exception::{CallStack, Chain, ExceptionOptions, ExceptionStack, type_of};
 use crate::pipeline::Pipeline;
 use crate::record::stack::{Image, Stack};
 #[cfg(any(feature = "anyhow", feature = "eyre"))]
@@ -187,6 +187,16 @@ impl Client {
     }
 }
 
+impl CallStack {
+    /// The stack of this call, beginning with the function that calls.
+    // Not inlined, because its frame marks the edge of the stack.
+    #[inline(never)]
+    pub fn capture() -> Self {
+        let here = 0;
+        Self::of(trace(Edge::above(&here)))
+    }
+}
+
 impl Shared {
     /// Captures an exception unless there are too many of its type and place.
     fn limit_exception(
@@ -201,7 +211,10 @@ impl Shared {
             return self.take_exception(pipeline, options, site.edge, error, 0);
         }
         let (kind, clock) = (error.kind(), &pipeline.options().clock);
-        let key = key_of(&kind, options.rate_limit_key.as_deref(), site.caller);
+        // A stack from where the error occurred tells errors apart that are captured in one place.
+        let origin = || options.call_stack.as_ref()?.addresses().first().map(|address| format!("{address:#x}"));
+        let given = options.rate_limit_key.clone().or_else(origin);
+        let key = key_of(&kind, given.as_deref(), site.caller);
         match limit.admit(key, clock.now()) {
             Some(missed) => {
                 let receipt = self.take_exception(pipeline, options, site.edge, error, missed);
@@ -241,10 +254,11 @@ impl Shared {
         let has_own_stack = chain.entries.iter().any(|entry| matches!(entry.stack, ExceptionStack::Printed(_)));
         let mut event = match options.own_stack.take().filter(|_| !has_own_stack) {
             Some(printed) => chain.with_stack(ExceptionStack::Printed(printed)).describe(options),
-            None if options.stack && !has_own_stack => {
-                let (addresses, modules) = (trace(edge), Modules::loaded());
+            None if (options.stack || options.call_stack.is_some()) && !has_own_stack => {
+                let stack = options.call_stack.take().unwrap_or_else(|| CallStack::of(trace(edge)));
+                let modules = Modules::loaded();
                 let images: Vec<Image<'_>> = modules.images().collect();
-                chain.with_stack(ExceptionStack::Captured(Stack::locate(&addresses, &images))).describe(options)
+                chain.with_stack(ExceptionStack::Captured(Stack::locate(stack.addresses(), &images))).describe(options)
             }
             None => chain.describe(options),
         };

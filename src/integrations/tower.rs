@@ -1,4 +1,7 @@
-//! A tower layer that serves each HTTP request in a [`Context`] of its own.
+//! Tower layers: one that serves each HTTP request in a [`Context`] of its own, and one that captures responses of
+//! failed requests ([`ServerErrorLayer`]).
+
+mod server_errors;
 
 use std::task::{self, Poll};
 
@@ -7,6 +10,8 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::context::{Context, RequestQuery, ScopedFuture};
+
+pub use server_errors::{Reported, ServerErrorFuture, ServerErrorLayer, ServerErrors};
 
 /// Serves each request in a [`Context`] of its own: distinct id and session id from its tracing headers (see
 /// [`Context::from_headers`]), and properties of the request (see [`Context::from_request`]). Events that are captured

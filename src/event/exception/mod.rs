@@ -37,7 +37,7 @@ pub use chain::AdHocError;
 pub(crate) use chain::print;
 pub(crate) use chain::{Chain, ChainEntry, type_of};
 pub(crate) use event::ExceptionStack;
-pub use options::{ExceptionOptions, Level, ParseLevelError};
+pub use options::{CallStack, ExceptionOptions, Level, ParseLevelError};
 #[cfg(feature = "anyhow")]
 pub(crate) use printed::printed_stack;
 #[cfg(feature = "eyre")]

@@ -67,10 +67,12 @@ pub struct ExceptionOptions {
     pub(crate) rate_limit_key: Option<String>,
     /// Whether the stack of the call is to be captured.
     pub(crate) stack: bool,
-    /// The stack that the error captured itself.
+    /// The stack that the error captured itself, as text.
     pub(crate) own_stack: Option<Vec<Symbol>>,
     /// Which frames of a stack that was printed are the program's own.
     pub(crate) in_app: Arc<InAppRules>,
+    /// The stack that the program captured where the error occurred.
+    pub(crate) call_stack: Option<CallStack>,
     /// Descriptions of invalid options.
     pub(crate) invalid: Vec<String>,
 }
@@ -95,6 +97,7 @@ impl ExceptionOptions {
             stack: true,
             own_stack: None,
             in_app: Arc::default(),
+            call_stack: None,
             invalid: Vec::new(),
         }
     }
@@ -228,6 +231,14 @@ impl ExceptionOptions {
         self
     }
 
+    /// Uses a stack that was captured where the error occurred instead of that of the call: see [`CallStack`]. A stack
+    /// that the error captured itself ([`backtrace`](Self::backtrace), or that of an anyhow or eyre report) takes
+    /// precedence.
+    pub fn call_stack(mut self, stack: &CallStack) -> Self {
+        self.call_stack = Some(stack.clone());
+        self
+    }
+
     fn take(&mut self, pairs: &Pairs) {
         for ((key, value), (_, pair)) in pairs.entries().zip(pairs.each()) {
             if key == FINGERPRINT.as_bytes() {
@@ -242,6 +253,69 @@ impl ExceptionOptions {
     #[cold]
     fn add_invalid(&mut self, key: &str, reason: &Unencodable) {
         self.invalid.push(format!("property {:?} of an exception was left out: {reason}", beginning(key, NAME_KEPT)));
+    }
+}
+
+/// The stack at a place in the program, to be kept in an error and sent when that is captured elsewhere.
+///
+/// PostHog groups exceptions by type and stack. A server often captures its errors in one place, the `IntoResponse` of
+/// its error type, and the stack of *that* call is the same for all errors: all of them become one issue. So take the
+/// stack where the error enters the error type, which is the `From` that `?` calls, and give it to
+/// [`ExceptionOptions::call_stack`]:
+///
+/// ```
+/// use posthog::exceptions::{CallStack, ExceptionOptions};
+///
+/// // With anyhow: `anyhow::Error` instead of the box.
+/// struct AppError {
+///     error: Box<dyn std::error::Error + Send + Sync>,
+///     stack: CallStack,
+/// }
+///
+/// impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for AppError {
+///     fn from(error: E) -> Self {
+///         Self { error: error.into(), stack: CallStack::capture() }
+///     }
+/// }
+///
+/// // `impl axum::response::IntoResponse for AppError`
+/// impl AppError {
+///     fn into_response(self) -> u16 {
+///         let options = ExceptionOptions::new().call_stack(&self.stack);
+///         posthog::capture_exception_with(&*self.error, options);
+///         500
+///     }
+/// }
+///
+/// fn handler() -> Result<u8, AppError> {
+///     Ok("x".parse::<u8>()?) // the stack is that of this line
+/// }
+/// # assert_eq!(handler().map_err(AppError::into_response), Err(500));
+/// ```
+///
+/// Taking it costs microseconds: only addresses are kept, and names are looked up when the exception is sent
+/// ([`Config::symbolicate`](crate::Config::symbolicate)). Needs no `RUST_BACKTRACE`. With that variable, anyhow and eyre
+/// capture a stack of their own, at hundreds of microseconds for each error, and `capture_anyhow` and `capture_eyre` use
+/// it. To group by something other than the stack, set [`ExceptionOptions::fingerprint`].
+#[derive(Clone, PartialEq, Eq)]
+pub struct CallStack {
+    /// Return addresses, innermost first.
+    addresses: Arc<[u64]>,
+}
+
+impl CallStack {
+    pub(crate) fn of(addresses: Vec<u64>) -> Self {
+        Self { addresses: addresses.into() }
+    }
+
+    pub(crate) fn addresses(&self) -> &[u64] {
+        &self.addresses
+    }
+}
+
+impl fmt::Debug for CallStack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CallStack").field("frames", &self.addresses.len()).finish()
     }
 }
 

@@ -7,6 +7,9 @@ mod log_records;
 #[path = "testing/tracing.rs"]
 mod tracing_events;
 
+#[path = "testing/responses.rs"]
+mod responses;
+
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
