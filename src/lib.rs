@@ -231,7 +231,8 @@ pub mod settings {
 }
 
 pub mod termination {
-    //! SIGTERM and SIGINT: delivering what is queued before the process ends.
+    //! SIGTERM and SIGINT: delivering what is queued before the process ends. A server with a graceful shutdown of its
+    //! own (axum) sets [`AfterDrain::App`], or does without: see [`drain_on_terminate`].
 
     #[doc(no_inline)]
     pub use crate::client::drain_on_terminate;

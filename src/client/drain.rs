@@ -92,8 +92,12 @@ impl Default for DrainOptions {
     }
 }
 
-/// Delivers what is queued in the process-wide client at SIGTERM and SIGINT, before the process ends. This is for
-/// freshness, and for disks that are lost with the container: on a lasting disk, queued events are safe without it.
+/// Delivers what is queued in the process-wide client at SIGTERM and SIGINT, before the process ends. **By default the
+/// process then dies of the signal. A server that ends by itself on a signal (axum's graceful shutdown, hyper, actix)
+/// must not use the default: requests would be cut off. See [below](#with-axum-and-other-servers).**
+///
+/// This is for freshness, and for disks that are lost with the container: on a lasting disk, queued events are safe
+/// without it.
 ///
 /// ```no_run
 /// use posthog::Config;
@@ -109,6 +113,45 @@ impl Default for DrainOptions {
 /// application has a handler of its own ([`AfterDrain::App`]), the thread calls [`flush`](crate::Client::flush) instead
 /// and the client stays open for what the application captures while it ends; the application should call
 /// [`close`](crate::Client::close) at the end.
+///
+/// # With axum and other servers
+///
+/// A server that waits for the signal itself does not need this function: let it end, and deliver then.
+///
+/// ```no_run
+/// use tokio::signal::unix::{SignalKind, signal};
+///
+/// async fn terminated() {
+///     if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+///         terminate.recv().await;
+///     }
+/// }
+///
+/// # async fn serve() {
+/// // axum::serve(listener, app).with_graceful_shutdown(terminated()).await?;
+/// # terminated().await;
+/// let report = posthog::close().await; // after the last request was served
+/// eprintln!("{} events left on disk", report.remaining);
+/// # }
+/// ```
+///
+/// To deliver while the last requests are being served as well, leave the end of the process to the server:
+///
+/// ```no_run
+/// use posthog::termination::{AfterDrain, DrainOptions};
+///
+/// # fn main() -> Result<(), posthog::Error> {
+/// posthog::drain_on_terminate(DrainOptions::new().exit(AfterDrain::App))?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Without that option, the process dies as soon as the queue is drained, which usually takes less time than the
+/// requests: tokio installs its handler when `signal` is first polled, which is after this call, so the signal still has
+/// its default disposition here, and nothing shows later that somebody waits for it. That is why no default is right
+/// for both kinds of program.
+///
+/// # Signals
 ///
 /// The signal handler only does an atomic exchange and posts a semaphore. Signals are received through `signal-hook`,
 /// as in tokio: all handlers that use it receive each signal. A handler that is installed *later* with plain
