@@ -158,7 +158,7 @@ impl Shared {
             event = event.disable_geoip();
         }
         if self.settings.exact_timestamps && !event.has("$ignore_sent_at") {
-            event.set("$ignore_sent_at", true);
+            event.set_prop("$ignore_sent_at", true);
         }
         if let Some(pairs) = self.rules.super_properties() {
             event.add_absent(&pairs);

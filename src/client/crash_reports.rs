@@ -334,7 +334,7 @@ pub(crate) fn event_of(incident: &Incident, context: Option<&ProcessInfo>) -> Ev
     event.add_process_facts(context.map_or(&Pairs::default(), |context| &context.facts));
     let steps = steps(&crash::breadcrumbs_in(&incident.record));
     if !steps.is_empty() {
-        event.set("$exception_steps", steps);
+        event.set_prop("$exception_steps", steps);
     }
     attribute(&mut event, incident);
     event
@@ -359,7 +359,7 @@ fn attribute(event: &mut Event, incident: &Incident) {
     ];
     for (key, tag) in texts {
         if let Some(text) = record.text(tag) {
-            event.set(key, text);
+            event.set_prop(key, text);
         }
     }
 }

@@ -64,10 +64,10 @@ fn event_of(run: &PreviousRun, own_id: &str) -> Event {
         event.set("$exception_steps", steps(&run.breadcrumbs));
     }
     if let Ok(at) = Timestamp::try_from(run.started_at) {
-        event.set("started_at", at.to_string());
+        event.set_prop("started_at", at.to_string());
     }
     if let Some(restarted) = run.machine_restarted {
-        event.set("machine_restarted", restarted);
+        event.set_prop("machine_restarted", restarted);
     }
     match run.cause {
         ExitCause::Signal(signal) => event.prop("signal", signal),

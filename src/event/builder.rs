@@ -68,13 +68,14 @@ impl Event {
     ///   (`Dropped(Unserializable)`), and a diagnostic names the key and the reason.
     #[inline]
     pub fn prop(mut self, key: impl AsRef<str>, value: impl Serialize) -> Self {
-        self.set(key, value);
+        self.set_prop(key, value);
         self
     }
 
-    /// [`prop`](Self::prop) for an event behind a reference.
+    /// [`prop`](Self::prop) for an event behind a reference: a property of the event. Properties of its person are set
+    /// by [`person_property`](Self::person_property).
     #[inline]
-    pub fn set(&mut self, key: impl AsRef<str>, value: impl Serialize) {
+    pub fn set_prop(&mut self, key: impl AsRef<str>, value: impl Serialize) {
         let draft = &mut *self.draft;
         match append_entry(&mut draft.body, key.as_ref(), &value) {
             Ok(()) => draft.property_count = draft.property_count.saturating_add(1),
@@ -211,8 +212,8 @@ impl Event {
     pub fn alias(previous_id: impl AsRef<str>, alias: impl AsRef<str>) -> Self {
         let (previous_id, alias) = (previous_id.as_ref(), alias.as_ref());
         let mut event = Self::described("$create_alias", previous_id);
-        event.set("distinct_id", previous_id);
-        event.set("alias", alias);
+        event.set_prop("distinct_id", previous_id);
+        event.set_prop("alias", alias);
         if is_blank(alias) {
             event.draft.remember(Refusal::EmptyAlias);
         }
@@ -226,8 +227,8 @@ impl Event {
         let group_type = group_type.as_ref();
         let key = key_text(&group_key);
         let mut event = Self::described("$groupidentify", &format!("${group_type}_{}", key.as_deref().unwrap_or("")));
-        event.set("$group_type", group_type);
-        event.set("$group_key", &group_key);
+        event.set_prop("$group_type", group_type);
+        event.set_prop("$group_key", &group_key);
         event.merge_into(GROUP_SET, Pairs::default());
         if is_blank(group_type) {
             event.draft.remember(Refusal::EmptyGroupType);

@@ -121,7 +121,7 @@ fn ai_05_hooks_and_settings_apply_and_the_queue_opens_lazily() {
     let fixture = Fixture::new();
     let client = fixture.client(|config| {
         config.disable_geoip(true).before_send(|mut event| {
-            event.set("hooked", true);
+            event.set_prop("hooked", true);
             (event.name() != "secret").then_some(event)
         })
     });

@@ -17,7 +17,7 @@ fn bsh_01_a_hook_changes_the_event_before_it_is_enqueued() {
     let scenario = Scenario::with(|config| {
         config.before_send(|mut event| {
             event.remove("secret");
-            event.set("kept", 1);
+            event.set_prop("kept", 1);
             Some(event)
         })
     });
@@ -87,7 +87,7 @@ fn bsh_04_hooks_run_in_order_on_each_others_results() {
     let step = |name: &'static str| {
         BeforeSend::new(move |mut event: Event| {
             let so_far = event.get::<String>("steps").unwrap_or_default();
-            event.set("steps", so_far + name);
+            event.set_prop("steps", so_far + name);
             (event.name() != name).then_some(event)
         })
     };

@@ -141,7 +141,7 @@ fn exm_19_before_send_can_hide_the_message_of_a_panic() {
             let hide = |mut event: Event| {
                 let is_fatal = event.get::<String>("$exception_level").is_some_and(|level| level == "fatal");
                 assert!(is_fatal, "its boundary is known here, too");
-                event.set("$exception_message", "kept back");
+                event.set_prop("$exception_message", "kept back");
                 Some(event)
             };
             assert_eq!(

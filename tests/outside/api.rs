@@ -77,7 +77,7 @@ fn every_drop_is_reported_with_the_events_name_and_a_remedy() {
     let fixture = Fixture::new();
     let spoil = |mut event: Event| {
         if event.name() == "spoilt" {
-            event.set("bad", Unserializable);
+            event.set_prop("bad", Unserializable);
         }
         Some(event)
     };
@@ -209,7 +209,7 @@ fn hooks_change_and_drop_events_before_they_reach_the_disk() {
         .config()
         .before_send(|mut event| {
             event.remove("secret");
-            event.set("seen", event.given_uuid().is_some());
+            event.set_prop("seen", event.given_uuid().is_some());
             Some(event)
         })
         .before_send(|event| if event.name() == "unwanted" { None } else { Some(event) })

@@ -93,7 +93,7 @@ impl Reading<'_> {
             .prop("$feature_flag_response", self.evaluated.map(|evaluated| &evaluated.value))
             .prop("locally_evaluated", is_local);
         if let Some(evaluated) = self.evaluated {
-            event.set(format!("$feature/{}", self.key), &evaluated.value);
+            event.set_prop(format!("$feature/{}", self.key), &evaluated.value);
             set_known(&mut event, "$feature_flag_has_experiment", evaluated.has_experiment);
             set_known(&mut event, "$feature_flag_payload", evaluated.payload.as_ref());
             set_known(&mut event, "$feature_flag_id", evaluated.id.filter(|id| *id != 0));
@@ -147,6 +147,6 @@ impl Shared {
 
 fn set_known(event: &mut Event, key: &str, value: Option<impl serde::Serialize>) {
     if let Some(value) = value {
-        event.set(key, value);
+        event.set_prop(key, value);
     }
 }

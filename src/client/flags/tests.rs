@@ -251,7 +251,7 @@ fn nothing_is_captured_if_context_client_or_program_opt_out() {
 fn the_small_form_is_what_is_left_after_everybody_had_his_say() {
     let harness = Harness::new(|config| {
         config.super_property("release", "1.2").super_property("utm_source", "ads").before_send(|mut event| {
-            event.set("hooked", true);
+            event.set_prop("hooked", true);
             Some(event)
         })
     })

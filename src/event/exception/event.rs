@@ -27,15 +27,15 @@ impl Chain<'_> {
     pub(crate) fn describe(&self, options: ExceptionOptions) -> Event {
         let ExceptionOptions { mut event, level, handled, mechanism, source, fingerprint, in_app, .. } = options;
         if let Some(first) = self.entries.first() {
-            event.set("$exception_type", &first.kind);
-            event.set("$exception_message", &first.message);
+            event.set_prop("$exception_type", &first.kind);
+            event.set_prop("$exception_message", &first.message);
         }
-        event.set("$exception_level", level.as_str());
+        event.set_prop("$exception_level", level.as_str());
         if let Some(source) = source {
-            event.set("$exception_source", source);
+            event.set_prop("$exception_source", source);
         }
         if let Some(fingerprint) = fingerprint {
-            event.set("$exception_fingerprint", fingerprint);
+            event.set_prop("$exception_fingerprint", fingerprint);
         }
         let mechanism = mechanism.as_deref().unwrap_or("generic");
         event.append("$exception_list", |out| self.append_list(mechanism, handled, &in_app, out));

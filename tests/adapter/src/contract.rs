@@ -136,13 +136,13 @@ impl Capture {
     fn event(self) -> Result<Event, String> {
         let mut event = Event::new(self.event, self.distinct_id);
         for (key, value) in self.properties.into_iter().flatten() {
-            event.set(key, value);
+            event.set_prop(key, value);
         }
         let options = self.options.unwrap_or_default();
         for (option, property) in OPTIONS {
             // A null option is unset: it must not hide the property of the same meaning.
             if let Some(value) = options.get(option).filter(|value| !value.is_null()) {
-                event.set(property, value);
+                event.set_prop(property, value);
             }
         }
         if let Some(text) = self.timestamp {
