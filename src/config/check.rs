@@ -74,6 +74,7 @@ impl Config {
     /// Checks every setting.
     pub(crate) fn check(self) -> Result<Checked, Error> {
         let mut diagnostics = Vec::from_iter(self.key_is_missing.then_some(Diagnostic::KeyMissing));
+        diagnostics.extend(self.ignored_variables.iter().map(|what| Diagnostic::InputIgnored { what: what.clone() }));
         let pipeline = if self.disabled { None } else { Some(self.pipeline(&mut diagnostics)?) };
         let mut super_properties = Pairs::default();
         let shutdown_timeout = within("shutdown_timeout", self.shutdown_timeout, &SHUTDOWN_TIMEOUT)?;
@@ -146,7 +147,8 @@ impl Config {
             );
             return Err(Error::config("journal_bytes", why));
         }
-        let (project, replaced) = project(&self.api_key, &self.host)?;
+        let (project, replaced) =
+            project(&self.api_key, &self.host).map_err(|error| self.naming_its_variable(error))?;
         let mut also = Vec::new();
         if let Some(given) = replaced {
             // Versions before the host was replaced named their queues by the app's host.

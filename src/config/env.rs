@@ -2,35 +2,120 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Config;
+use super::{Config, variables};
 use crate::error::Error;
 
 impl Config {
-    /// Settings from `POSTHOG_API_KEY`, `POSTHOG_HOST`, `POSTHOG_QUEUE_DIR`, `POSTHOG_SECRET_KEY` or else
-    /// `POSTHOG_PERSONAL_API_KEY` (for [`secret_key`](Config::secret_key)), and `POSTHOG_CLIENT_CERT` with
-    /// `POSTHOG_CLIENT_KEY` (for [`client_identity_files`](Config::client_identity_files)). Without a key the client is
-    /// [`disabled`](Config::disabled) and reports that once
-    /// ([`Diagnostic::KeyMissing`](crate::diagnostics::Diagnostic::KeyMissing), logged at level `INFO`). All other
-    /// settings can still be changed.
+    /// Settings from the environment. Without `POSTHOG_API_KEY` the client is [`disabled`](Config::disabled) and reports
+    /// that once ([`Diagnostic::KeyMissing`](crate::diagnostics::Diagnostic::KeyMissing), logged at level `INFO`). All
+    /// settings can still be changed; then the program decides, whatever the environment says. To let the operator
+    /// decide instead, see [`with_env`](Self::with_env).
+    ///
+    /// | variable | setting | form |
+    /// |---|---|---|
+    /// | `POSTHOG_API_KEY` | [`new`](Self::new) | `phc_...` |
+    /// | `POSTHOG_HOST` | [`host`](Self::host) | `https://eu.i.posthog.com` |
+    /// | `POSTHOG_QUEUE_DIR` | [`queue_dir`](Self::queue_dir) | a path |
+    /// | `POSTHOG_SECRET_KEY`, else `POSTHOG_PERSONAL_API_KEY` | [`secret_key`](Self::secret_key) | `phs_...`, `phx_...` |
+    /// | `POSTHOG_DISABLED` | [`disabled`](Self::disabled) | yes or no |
+    /// | `POSTHOG_OPTED_OUT` | [`opted_out`](Self::opted_out) | yes or no |
+    /// | `POSTHOG_MEMORY_FALLBACK` | [`memory_fallback`](Self::memory_fallback) | yes or no |
+    /// | `POSTHOG_ADOPT_QUEUE` | [`adopt_queue`](Self::adopt_queue) | `key@host`, several separated by commas |
+    /// | `POSTHOG_MAX_EVENT_BYTES` | [`max_event_bytes`](Self::max_event_bytes) | bytes |
+    /// | `POSTHOG_JOURNAL_BYTES` | [`journal_bytes`](Self::journal_bytes) | bytes |
+    /// | `POSTHOG_MAX_QUEUE_BYTES` | [`max_queue_bytes`](Self::max_queue_bytes) | bytes |
+    /// | `POSTHOG_MAX_QUEUE_EVENTS` | [`max_queue_events`](Self::max_queue_events) | a number |
+    /// | `POSTHOG_MAX_QUEUE_AGE` | [`max_queue_age`](Self::max_queue_age) | a time |
+    /// | `POSTHOG_MIN_FREE_SPACE` | [`min_free_space`](Self::min_free_space) | bytes |
+    /// | `POSTHOG_OVERFLOW` | [`overflow`](Self::overflow) | `drop-newest`, `drop-oldest` or `block:<time>` |
+    /// | `POSTHOG_SYNC_INTERVAL` | [`sync_interval`](Self::sync_interval) | a time |
+    /// | `POSTHOG_ACK_INTERVAL` | [`ack_interval`](Self::ack_interval) | a time |
+    /// | `POSTHOG_FLUSH_AT` | [`flush_at`](Self::flush_at) | a number |
+    /// | `POSTHOG_FLUSH_INTERVAL` | [`flush_interval`](Self::flush_interval) | a time |
+    /// | `POSTHOG_SHUTDOWN_TIMEOUT` | [`shutdown_timeout`](Self::shutdown_timeout) | a time |
+    /// | `POSTHOG_MAX_BATCH_EVENTS` | [`max_batch_events`](Self::max_batch_events) | a number |
+    /// | `POSTHOG_MAX_BATCH_BYTES` | [`max_batch_bytes`](Self::max_batch_bytes) | bytes |
+    /// | `POSTHOG_MAX_IN_FLIGHT` | [`max_in_flight`](Self::max_in_flight) | a number |
+    /// | `POSTHOG_MAX_RETRIES` | [`max_retries`](Self::max_retries) | a number |
+    /// | `POSTHOG_RETRY_AFTER_CAP` | [`retry_after_cap`](Self::retry_after_cap) | a time |
+    /// | `POSTHOG_FIRST_SEND_JITTER` | [`first_send_jitter`](Self::first_send_jitter) | a time |
+    /// | `POSTHOG_REQUEST_TIMEOUT` | [`request_timeout`](Self::request_timeout) | a time |
+    /// | `POSTHOG_CONNECT_TIMEOUT` | [`connect_timeout`](Self::connect_timeout) | a time |
+    /// | `POSTHOG_PROXY` | [`proxy`](Self::proxy), [`no_proxy`](Self::no_proxy) | `http://[user:password@]host[:port]`, or `none` |
+    /// | `POSTHOG_CA_CERTIFICATE` | [`ca_certificate`](Self::ca_certificate) | the path of a PEM file, which is read at once |
+    /// | `POSTHOG_CLIENT_CERT`, `POSTHOG_CLIENT_KEY` | [`client_identity_files`](Self::client_identity_files) | the paths of two PEM files |
+    /// | `POSTHOG_RELEASE_ID` | [`release`](Self::release) | the id that PostHog gave the release |
+    /// | `POSTHOG_PROTOCOL` | [`protocol`](Self::protocol) | `v0` or `v1` |
+    /// | `POSTHOG_COMPRESSION` | [`compression`](Self::compression) | `none`, `gzip`, `deflate`, `brotli` or `zstd` |
+    /// | `POSTHOG_DISABLE_GEOIP` | [`disable_geoip`](Self::disable_geoip) | yes or no |
+    /// | `POSTHOG_FLAG_REQUEST_TIMEOUT` | [`flag_request_timeout`](Self::flag_request_timeout) | a time |
+    /// | `POSTHOG_FLAG_POLL_INTERVAL` | [`flag_poll_interval`](Self::flag_poll_interval) | a time |
+    ///
+    /// Bytes are a number, alone or with a unit (`1048576`, `256MiB`); a time always has its unit (`500ms`, `5s`,
+    /// `10min`, `12h`, `7d`); yes and no are also `true` and `false`, `on` and `off`, `1` and `0`. An empty variable
+    /// counts as unset.
+    ///
+    /// A value that cannot be used, or that is out of the bounds of its setting, is ignored and reported
+    /// ([`Diagnostic::InputIgnored`](crate::diagnostics::Diagnostic::InputIgnored), which names the variable), so that a
+    /// typing error does not keep a daemon from starting. With a key, a host or a queue directory that cannot be used
+    /// the client is not created, because events would go elsewhere; the error names the variable.
     pub fn from_env() -> Self {
-        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-        let Some(api_key) = set("POSTHOG_API_KEY") else { return Self::without_key() };
-        let config = Self::new(api_key.trim());
-        // The queue directory is looked up when the client is created, as without `from_env`.
-        let config = match set("POSTHOG_HOST") {
-            Some(host) => config.host(host),
-            None => config,
-        };
-        let config = match (set("POSTHOG_CLIENT_CERT"), set("POSTHOG_CLIENT_KEY")) {
-            (None, None) => config,
+        Self::from_env_by(|name| std::env::var(name).ok())
+    }
+
+    /// Replaces settings of the program by those that the environment sets: see the table of
+    /// [`from_env`](Self::from_env). Settings of this configuration are the defaults, and the operator decides.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use posthog::Config;
+    ///
+    /// let config = Config::new("phc_example").flush_interval(Duration::from_secs(2)).with_env();
+    /// # let _ = config;
+    /// ```
+    pub fn with_env(self) -> Self {
+        self.with_env_by(|name| std::env::var(name).ok())
+    }
+
+    fn from_env_by(var: impl Fn(&str) -> Option<String>) -> Self {
+        match set(&var, "POSTHOG_API_KEY") {
+            Some(_) => Self::new("").with_env_by(var),
+            None => Self::without_key(),
+        }
+    }
+
+    fn with_env_by(mut self, var: impl Fn(&str) -> Option<String>) -> Self {
+        if let Some(api_key) = set(&var, "POSTHOG_API_KEY") {
+            (self.api_key, self.is_key_of_env) = (api_key, true);
+        }
+        if let Some(host) = set(&var, "POSTHOG_HOST") {
+            (self.host, self.is_host_of_env) = (host, true);
+        }
+        if set(&var, "POSTHOG_QUEUE_DIR").is_some() {
+            // Looked up when the client is created, as without `with_env`.
+            self.queue_dir = None;
+        }
+        if let Some(key) = set(&var, "POSTHOG_SECRET_KEY").or_else(|| set(&var, "POSTHOG_PERSONAL_API_KEY")) {
+            self = self.secret_key(key);
+        }
+        let identity = (set(&var, "POSTHOG_CLIENT_CERT"), set(&var, "POSTHOG_CLIENT_KEY"));
+        if identity != (None, None) {
             // One without the other is an error when the client is created.
-            (certificates, key) => {
-                config.client_identity_files(certificates.unwrap_or_default(), key.unwrap_or_default())
+            self = self.client_identity_files(identity.0.unwrap_or_default(), identity.1.unwrap_or_default());
+        }
+        variables::apply(self, var)
+    }
+
+    /// Adds the variable that a key or a host comes from to an error about it.
+    pub(super) fn naming_its_variable(&self, error: Error) -> Error {
+        match error {
+            Error::Config { field: "api_key", why } if self.is_key_of_env => {
+                Error::config("api_key", format!("(from POSTHOG_API_KEY) {why}"))
             }
-        };
-        match set("POSTHOG_SECRET_KEY").or_else(|| set("POSTHOG_PERSONAL_API_KEY")) {
-            Some(secret_key) => config.secret_key(secret_key),
-            None => config,
+            Error::Config { field: "host", why } if self.is_host_of_env => {
+                Error::config("host", format!("(from POSTHOG_HOST) {why}"))
+            }
+            other => other,
         }
     }
 
@@ -56,6 +141,11 @@ impl Config {
         // Made absolute, because daemons change their working directory.
         Ok(std::path::absolute(&dir).unwrap_or(dir))
     }
+}
+
+/// The value of a variable, unless that is blank.
+fn set(var: &impl Fn(&str) -> Option<String>, name: &str) -> Option<String> {
+    var(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
 }
 
 const NOWHERE: &str = "is not set, and neither POSTHOG_QUEUE_DIR, STATE_DIRECTORY, XDG_STATE_HOME nor HOME names an absolute path for it; set one of them";
@@ -129,6 +219,36 @@ mod tests {
         );
         assert_eq!(found(&[("HOME", "relative")]), None);
     }
+
+    fn vars(set: &'static [(&str, &str)]) -> impl Fn(&str) -> Option<String> {
+        move |name| set.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+    }
+
+    #[test]
+    fn a_bad_key_or_host_names_its_variable() {
+        let error = |config: Config| config.queue_dir("/q").check().err().map(|error| error.to_string()).unwrap();
+        let set = vars(&[("POSTHOG_API_KEY", "phx_secret"), ("POSTHOG_HOST", "ftp://x")]);
+        let said = error(Config::from_env_by(&set));
+        assert!(said.contains("api_key (from POSTHOG_API_KEY) is a secret") && !said.contains("_secret"), "{said}");
+        let set = vars(&[("POSTHOG_API_KEY", "phc_1"), ("POSTHOG_HOST", "ftp://x")]);
+        let said = error(Config::from_env_by(&set));
+        assert!(said.contains("host (from POSTHOG_HOST) must begin with http"), "{said}");
+        let said = error(Config::from_env_by(&set).host("ftp://of.the.program"));
+        assert!(!said.contains("POSTHOG_HOST"), "{said}");
+    }
+
+    #[test]
+    fn the_environment_replaces_the_settings_of_the_program() {
+        let set = vars(&[("POSTHOG_API_KEY", "phc_operator"), ("POSTHOG_FLUSH_AT", "7"), ("POSTHOG_QUEUE_DIR", "/q")]);
+        let config = Config::new("phc_program").host("http://program").flush_at(3).queue_dir("/p").with_env_by(&set);
+        assert_eq!((&*config.api_key, &*config.host, config.flush_at), ("phc_operator", "http://program", 7));
+        assert_eq!(config.place_by(&set).unwrap(), Path::new("/q"));
+        assert_eq!(Config::from_env_by(&set).flush_at(9).flush_at, 9, "what the program sets later counts");
+        assert!(Config::from_env_by(|_| None).disabled);
+        let kept = Config::new("phc_program").with_env_by(|_| None);
+        assert_eq!((&*kept.api_key, kept.disabled), ("phc_program", false));
+    }
+
     #[test]
     fn an_unexpanded_tilde_is_an_error() {
         let var = |_: &str| Some("~/queue".to_owned());

@@ -7,8 +7,8 @@
 //!
 //! * This file: the struct and its setters; those for feature flags are in `flags.rs`.
 //! * `values.rs`: enums and the `before_send` hook, as values of settings.
-//! * `endpoint.rs`: the rules for keys, hosts and headers. `env.rs`: settings from the environment, and the default
-//!   queue directory.
+//! * `endpoint.rs`: the rules for keys, hosts and headers. `env.rs`: the key, the host and the queue directory from the
+//!   environment; `variables.rs`: all other settings that have an environment variable.
 //!
 //! To add a setting: a field and a setter here, its bounds in `limits`, a check in `check.rs`, and a line in the
 //! changelog. The documentation of a setter names the unit, the default and the bounds.
@@ -18,6 +18,7 @@ mod endpoint;
 mod env;
 mod flags;
 mod values;
+mod variables;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -66,6 +67,11 @@ pub struct Config {
     pub(super) key_is_missing: bool,
     pub(super) api_key: String,
     pub(super) host: String,
+    /// Whether key and host come from the environment, for errors.
+    pub(super) is_key_of_env: bool,
+    pub(super) is_host_of_env: bool,
+    /// Environment variables that could not be used, each as a sentence.
+    pub(super) ignored_variables: Vec<String>,
     pub(super) queue_dir: Option<PathBuf>,
     pub(super) memory_fallback: bool,
     pub(super) ai_lane: bool,
@@ -125,6 +131,9 @@ impl Config {
             key_is_missing: false,
             api_key: api_key.into(),
             host: "https://us.i.posthog.com".into(),
+            is_key_of_env: false,
+            is_host_of_env: false,
+            ignored_variables: Vec::new(),
             queue_dir: None,
             memory_fallback: false,
             ai_lane: false,
@@ -325,6 +334,7 @@ impl Config {
     /// PostHog's own libraries ([`Diagnostic::HostReplaced`](crate::diagnostics::Diagnostic::HostReplaced)).
     pub fn host(mut self, host: impl Into<String>) -> Self {
         self.host = host.into();
+        self.is_host_of_env = false;
         self
     }
 

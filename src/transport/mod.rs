@@ -54,8 +54,8 @@ pub(crate) use log::{RequestLine, host_and_path, logged};
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use message::RetryAfter;
 pub(crate) use message::{Http, MAX_RESPONSE_BYTES, Pending, Request, Response, TransportError};
-pub(crate) use pool::{Transport, TransportOptions};
-pub(crate) use proxy::Proxy;
+pub(crate) use pool::{Transport, TransportOptions, check_certificates};
+pub(crate) use proxy::{Proxy, check_proxy};
 
 /// Normalizes the base URL of an installation to `scheme://host[:port][/path]` without a trailing slash; the default
 /// scheme is `https://`. Different spellings of one URL give the same text, because directories of queues are named

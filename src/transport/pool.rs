@@ -324,6 +324,11 @@ fn roots(machine: Vec<CertificateDer<'static>>, configured: &[Vec<u8>]) -> Resul
     Ok(roots)
 }
 
+/// Fails unless the text has certificates in PEM.
+pub(crate) fn check_certificates(pem: &[u8]) -> Result<(), TransportError> {
+    roots(Vec::new(), &[pem.to_vec()]).map(drop)
+}
+
 fn client_config(roots: &Arc<RootCertStore>, identity: Option<&Arc<Identity>>) -> Result<ClientConfig, TransportError> {
     let config = ClientConfig::builder_with_provider(Arc::new(provider()))
         .with_safe_default_protocol_versions()

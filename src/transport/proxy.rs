@@ -82,6 +82,11 @@ const HTTPS: [&str; 4] = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"
 /// The variables for `http://` URLs, in order of precedence.
 const HTTP: [&str; 3] = ["http_proxy", "all_proxy", "ALL_PROXY"];
 
+/// Fails, with the reason, unless the URL is that of a proxy.
+pub(crate) fn check_proxy(url: &str) -> Result<(), TransportError> {
+    Ways::new(&Proxy::Url(url.to_owned()), &|_| None).map(drop)
+}
+
 impl Ways {
     pub(super) fn new(choice: &Proxy, env: Env<'_>) -> Result<(Self, Vec<String>), TransportError> {
         match choice {
