@@ -62,6 +62,7 @@ mod mailbox;
 mod options;
 mod orphans;
 mod outcomes;
+mod owner;
 pub(crate) mod pending;
 mod recovery;
 mod shared;

@@ -20,6 +20,7 @@ use super::mailbox::Mailbox;
 use super::options::{Lane, PipelineOptions};
 use super::orphans::{Orphans, avoided_at_start};
 use super::outcomes::Outcomes;
+use super::owner::write_note;
 use super::shared::Pipeline;
 use super::threads::{OpeningPermit, Threads};
 use super::waiters::Receipts;
@@ -247,6 +248,9 @@ fn assemble(
         options.limits.queue_bytes = options.limits.queue_bytes.min(memory_queue_bytes());
         options.queue.dead_bytes = options.limits.dead_bytes();
         shard.bound_dead(options.queue.dead_bytes);
+    }
+    if !shard.is_volatile() {
+        write_note(&options.disk, &options.queue.project, &options.queue.queue_dir, options.clock.wall_nanos());
     }
     let is_first = options.lane == Lane::Analytics && !shard.is_volatile();
     let orphaned = if is_first { find_orphaned(&options) } else { Vec::new() };
