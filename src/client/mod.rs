@@ -46,6 +46,7 @@ mod rules_tests;
 mod stand_in;
 
 use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -388,6 +389,11 @@ impl Drop for Shared {
         }
     }
 }
+
+// A panic of the program, caught while it used a client, leaves the client usable: its locks recover from poisoning, no
+// lock is held while code of the program runs, and its callbacks are called inside of `catch_unwind`.
+impl UnwindSafe for Shared {}
+impl RefUnwindSafe for Shared {}
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -21,6 +21,7 @@ mod values;
 mod variables;
 
 use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -683,6 +684,10 @@ impl Config {
         self
     }
 }
+
+// Setters only store, and callbacks of the program are called inside of `catch_unwind`.
+impl UnwindSafe for Config {}
+impl RefUnwindSafe for Config {}
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -62,8 +62,10 @@ impl Event {
     /// * A `serde_json::Value` or `RawValue` is sent as it is, whatever features of serde_json the program enables.
     /// * A [`Duration`](std::time::Duration) and a [`SystemTime`] become what serde makes of them: maps of seconds and
     ///   nanoseconds, which PostHog cannot use as numbers or times. Send a duration as a number whose unit is in the
-    ///   key (`"took_ms"`), and a time as RFC 3339 text (`"2026-01-31T12:00:00Z"`), as which the types of jiff, chrono
-    ///   and time can be serialized.
+    ///   key (`"took_ms"`), and a time as RFC 3339 text (`"2026-01-31T12:00:00Z"`). The types of jiff and of chrono
+    ///   (feature `serde`) are that text. **`time::OffsetDateTime` is a list of numbers by default**: give its field the
+    ///   attribute `#[serde(with = "time::serde::rfc3339")]` (feature `serde-well-known` of time) and pass the struct to
+    ///   [`props`](Self::props), or format a single value with `time::format_description::well_known::Rfc3339`.
     /// * If a value cannot be serialized, or nests too deep, the event is refused when it is captured
     ///   (`Dropped(Unserializable)`), and a diagnostic names the key and the reason.
     #[inline]
@@ -99,8 +101,10 @@ impl Event {
         self
     }
 
-    /// Sets the time of the event, to the nanosecond; by default that is the moment of capture. An event with a time
-    /// before 1677 or after 2262 is refused when it is captured (`Dropped(TimestampOutOfRange)`).
+    /// Sets the time of the event, to the nanosecond; by default that is the moment of capture. A [`SystemTime`], a
+    /// `chrono::DateTime` and a `time::OffsetDateTime` are accepted as they are; for a `jiff::Timestamp` use
+    /// `SystemTime::try_from`. An event with a time before 1677 or after 2262 is refused when it is captured
+    /// (`Dropped(TimestampOutOfRange)`).
     pub fn timestamp(mut self, time: impl Into<SystemTime>) -> Self {
         self.set_timestamp(time);
         self

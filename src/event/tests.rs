@@ -252,3 +252,33 @@ fn values_of_serde_json_are_what_they_say_wherever_they_stand() {
     assert_eq!(sent["properties"]["$groups"], json!({"seat": 2}));
     assert_eq!(sent["properties"]["$set"], json!({"age": 40}));
 }
+
+#[test]
+fn times_of_other_crates_are_timestamps_and_text() {
+    #[derive(serde::Serialize)]
+    struct Times {
+        #[serde(with = "time::serde::rfc3339")]
+        of_time: time::OffsetDateTime,
+        of_chrono: chrono::DateTime<chrono::Utc>,
+    }
+    let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_500);
+    let times = Times { of_time: at.into(), of_chrono: at.into() };
+    for event in [
+        Event::new("timed", "user_1").timestamp(times.of_time),
+        Event::new("timed", "user_1").timestamp(times.of_chrono),
+        Event::new("timed", "user_1").timestamp(SystemTime::try_from(jiff::Timestamp::try_from(at).unwrap()).unwrap()),
+    ] {
+        assert_eq!(event.given_timestamp(), Some(at));
+    }
+    let text = "2023-11-14T22:13:20.5Z";
+    let rfc3339 = times.of_time.format(&time::format_description::well_known::Rfc3339).unwrap();
+    let event = Event::new("timed", "user_1").prop("of_chrono_alone", times.of_chrono).prop("formatted", rfc3339);
+    let properties = event.props(&times).properties();
+    assert_eq!((&properties["of_time"], &properties["formatted"]), (&text.into(), &text.into()));
+    // A digit more is the same time.
+    assert_eq!(properties["of_chrono"], "2023-11-14T22:13:20.500Z");
+    assert_eq!(properties["of_chrono_alone"], properties["of_chrono"]);
+    // What the documentation warns of.
+    let event = Event::new("timed", "user_1").prop("at", times.of_time);
+    assert!(event.properties()["at"].is_array(), "{event:?}");
+}

@@ -283,3 +283,21 @@ fn callbacks_that_panic_are_survived_and_reported() {
     assert_eq!(fixture.names(), ["one", "two"]);
     assert_eq!(client.stats().delivered, 2);
 }
+
+#[test]
+fn public_types_may_cross_threads_and_caught_panics() {
+    fn may<T: Send + Sync + std::panic::UnwindSafe + std::panic::RefUnwindSafe>() {}
+    may::<Client>();
+    may::<Config>();
+    may::<Event>();
+    may::<Outcome>();
+    may::<posthog::Context>();
+    may::<posthog::Pending<posthog::reports::FlushReport>>();
+    may::<posthog::Receipt>();
+    may::<posthog::Stats>();
+    may::<posthog::exceptions::CallStack>();
+    may::<posthog::exceptions::ExceptionOptions>();
+    may::<posthog::feature_flags::FeatureFlags>();
+    may::<posthog::feature_flags::FlagContext>();
+    may::<Diagnostic>();
+}
