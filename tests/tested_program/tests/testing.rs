@@ -211,7 +211,11 @@ fn hooks_and_many_threads_come_to_rest_too() {
         }
     });
     harness.deliver().unwrap();
-    assert_eq!((harness.server().taken().len(), harness.queued().len()), (2_000, 0));
+    // On a machine under load a capture may not get the journal in time.
+    let dropped = harness.client().stats().dropped;
+    let busy =
+        dropped.iter().find_map(|(reason, count)| (*reason == DropReason::JournalBusy).then_some(*count as usize));
+    assert_eq!((harness.server().taken().len() + busy.unwrap_or(0), harness.queued().len()), (2_000, 0));
 }
 
 #[test]
