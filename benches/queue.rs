@@ -1,11 +1,12 @@
 //! Cost of a large queue, a steady queue and an idle queue: `cargo bench --bench queue`.
 //!
-//! Measurements: reopen, memory, disk, idle. `reopen` kills a child with SIGKILL; `memory` measures a child from
-//! outside, so that the stand-in server is not included. `$BENCH_SECONDS` is the time for which writes to the disk are
-//! counted.
+//! Measurements: reopen, memory, disk, sizing, idle. `reopen` kills a child with SIGKILL; `memory` measures a child
+//! from outside, so that the stand-in server is not included. `$BENCH_SECONDS` is the time for which writes to the disk
+//! are counted.
 
 mod support;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,8 @@ fn main() {
         return play(&args.iter().map(String::as_str).collect::<Vec<_>>());
     }
     support::heading();
-    let measurements: [(&str, fn()); 4] = [("reopen", reopen), ("memory", memory), ("disk", disk), ("idle", idle)];
+    let measurements: [(&str, fn()); 5] =
+        [("reopen", reopen), ("memory", memory), ("disk", disk), ("sizing", sizing), ("idle", idle)];
     for (name, measure) in measurements {
         if wanted(name) {
             measure();
@@ -163,6 +165,7 @@ fn disk() {
     }
 }
 
+/// Captures 100 events per second.
 fn steady(client: &Client, seconds: u32) {
     let start = Instant::now();
     for n in 0..seconds * 100 {
@@ -171,6 +174,37 @@ fn steady(client: &Client, seconds: u32) {
         {
             let _ = capture(client, u64::from(n));
         };
+    }
+}
+
+/// Disk space that one event takes during an outage, as `du` counts it. It depends on the number of events that are
+/// checkpointed together (`Config::flush_at` and `flush_interval`; at most once a second), because small rows fill
+/// their pages less. The rate is not played out in time: that many events are captured, then checkpointed.
+fn sizing() {
+    let count = events(100_000);
+    for (rate, together) in [(1, 5), (10, 20), (100, 100), (1_000, 1_000)] {
+        let dir = queue_dir();
+        let client = open(quiet(config(dir.path(), NOBODY)));
+        let file = client.stats().dir.expect("the queue is on disk").join("queue.redb");
+        let on_disk = || std::fs::metadata(&file).map_or(0, |found| found.blocks() * 512);
+        let empty = on_disk();
+        for first in (0..count).step_by(together) {
+            (first..first + together as u64).for_each(|n| {
+                let _ = capture(&client, n);
+            });
+            checkpoint(&client);
+        }
+        let stats = client.stats();
+        let bytes = on_disk().saturating_sub(empty) as f64 / stats.queued_events as f64;
+        let what = format!("disk space for events of an outage, {rate} per second, {together} in a row");
+        let hour = bytes * f64::from(rate) * 3600.0 / 1e6;
+        let content = stats.queued_bytes as f64 / stats.queued_events as f64;
+        row(
+            &what,
+            &format!("{bytes:.0} bytes per event ({content:.0} without empty space), {hour:.1} MB an hour"),
+            "",
+            "",
+        );
     }
 }
 

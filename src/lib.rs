@@ -247,6 +247,11 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+/// The same for its continuation.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/usage.md")]
+struct Usage;
+
 /// The points at which the crash tests can kill a process.
 #[cfg(feature = "__crash_points")]
 #[doc(hidden)]

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may unwrap as tests may")]
 
+#[path = "../benches/peers/src/chart.rs"]
+mod chart;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -45,6 +48,7 @@ fn each_test_that_the_documents_name_exists() {
         ("conformance", include_str!("../docs/conformance.md"), 60),
         ("runs", include_str!("../docs/runs.md"), 20),
         ("crashes", include_str!("../docs/crashes.md"), 8),
+        ("deployment", include_str!("../docs/deployment.md"), 15),
     ];
     for (document, text, least) in documents {
         let seen = must_name_existing_tests(&sources, document, text);
@@ -128,6 +132,21 @@ fn each_file_that_a_document_links_to_exists() {
         }
     }
     assert!(missing.is_empty(), "{missing:#?}");
+}
+
+/// `cargo run --manifest-path benches/peers/Cargo.toml -- chart` draws it anew.
+#[test]
+fn the_chart_of_the_readme_shows_the_recorded_figures() {
+    let drawn = chart::draw(include_str!("../docs/performance.md")).unwrap();
+    assert!(drawn == include_str!("../docs/peers.svg"), "docs/peers.svg is not the chart of these figures:\n{drawn}");
+    assert!(include_str!("../README.md").contains("(docs/peers.svg)"));
+}
+
+/// A newcomer reads all of it.
+#[test]
+fn the_readme_is_short_enough_to_be_read() {
+    let lines = include_str!("../README.md").lines().count();
+    assert!(lines <= 150, "{lines} lines; what is more belongs to docs/");
 }
 
 #[test]

@@ -17,30 +17,49 @@ use crate::fixture::{PATIENCE, Place, accepted, assert_balanced, close_empty, ev
 const MIB: usize = 1024 * 1024;
 
 /// A file system of its own, unmounted when dropped.
-struct SmallDisk {
+pub(crate) struct SmallDisk {
     folder: TempDir,
     place: Place,
     sink: Sink,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     Ext4,
+    Xfs,
+    Btrfs,
     Memory,
+    /// As the writable layer of a container.
+    Overlay,
 }
 
 impl SmallDisk {
     /// `None`, with a printed reason, if this machine does not allow mounting.
-    fn of(kind: Kind, mib: usize) -> Option<Self> {
+    pub(crate) fn of(kind: Kind, mib: usize) -> Option<Self> {
         let folder = tempfile::Builder::new().prefix("posthog-disk-").tempdir().unwrap();
         let root = folder.path().join("root");
         fs::create_dir(&root).unwrap();
         let image = folder.path().join("image");
+        let image_with = |mkfs: &str, options: &[&str]| {
+            fs::File::create(&image).unwrap().set_len((mib * MIB) as u64).unwrap();
+            run(mkfs, &[options, &[path(&image)]].concat())?;
+            run("mount", &["-o", "loop", path(&image), path(&root)])
+        };
         let made = match kind {
-            Kind::Ext4 => {
-                fs::File::create(&image).unwrap().set_len((mib * MIB) as u64).unwrap();
-                run("mkfs.ext4", &["-q", "-F", "-m", "0", path(&image)])
-                    .and_then(|()| run("mount", &["-o", "loop", path(&image), path(&root)]))
+            Kind::Ext4 => image_with("mkfs.ext4", &["-q", "-F", "-m", "0"]),
+            Kind::Xfs => image_with("mkfs.xfs", &["-q", "-f"]),
+            Kind::Btrfs => image_with("mkfs.btrfs", &["-q", "-f"]),
+            Kind::Overlay => {
+                // An overlay on an overlay, as in a test in a container, is not possible.
+                let layers = folder.path().join("layers");
+                fs::create_dir(&layers).unwrap();
+                run("mount", &["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs", path(&layers)]).and_then(|()| {
+                    let [lower, upper, work] = ["lower", "upper", "work"].map(|name| layers.join(name));
+                    [&lower, &upper, &work].iter().for_each(|layer| fs::create_dir(layer).unwrap());
+                    let options =
+                        format!("lowerdir={},upperdir={},workdir={}", path(&lower), path(&upper), path(&work));
+                    run("mount", &["-t", "overlay", "-o", &options, "overlay", path(&root)])
+                })
             }
             Kind::Memory => run("mount", &["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs", path(&root)]),
         };
@@ -53,11 +72,11 @@ impl SmallDisk {
         Some(Self { folder, place, sink })
     }
 
-    fn root(&self) -> PathBuf {
+    pub(crate) fn root(&self) -> PathBuf {
         self.folder.path().join("root")
     }
 
-    fn config(&self) -> Config {
+    pub(crate) fn config(&self) -> Config {
         self.place.config().max_event_bytes(16 * 1024).journal_bytes(128 * 1024)
     }
 
@@ -91,17 +110,20 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        if let Err(why) = run("umount", &["-l", path(&self.root())]) {
-            eprintln!("{}: {why}", self.root().display());
+        let layers = self.folder.path().join("layers");
+        for mounted in std::iter::once(self.root()).chain(layers.exists().then_some(layers)) {
+            if let Err(why) = run("umount", &["-l", path(&mounted)]) {
+                eprintln!("{}: {why}", mounted.display());
+            }
         }
     }
 }
 
-fn path(path: &Path) -> &str {
+pub(crate) fn path(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-fn run(program: &str, args: &[&str]) -> Result<(), String> {
+pub(crate) fn run(program: &str, args: &[&str]) -> Result<(), String> {
     let output =
         Command::new(program).args(args).stdin(Stdio::null()).output().map_err(|e| format!("{program}: {e}"))?;
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();

@@ -10,6 +10,7 @@ mod apart;
 mod api;
 mod bounds;
 mod dead_letters;
+mod deployment;
 mod descriptors;
 mod directories;
 mod disk_full;

@@ -1,12 +1,15 @@
 //! Compares the official Rust client (`posthog-rs`) with this library, in one run, with the same event and the same
 //! stand-in server: `cargo run --release` in this folder, or `cargo run --release -- flags` for one measurement of
-//! captures, loopback, distance, outage, flags.
+//! captures, loopback, distance, outage, flags. `$OUTAGE_SECONDS` and `$OUTAGE_RATE` (events per second) set another
+//! outage than the usual 30 s at 1,000. `cargo run -- chart` measures nothing: it draws the chart of the README from
+//! the table in `docs/performance.md`.
 //!
 //! Both use their default settings unless a row says otherwise. The official client keeps events in memory and sends
 //! them uncompressed; this library keeps them on disk and compresses them.
 
 #[path = "../../support/allocations.rs"]
 mod allocations;
+mod chart;
 #[path = "../../support/flag_cases.rs"]
 mod flag_cases;
 mod flags;
@@ -16,8 +19,8 @@ mod spread;
 
 use std::time::{Duration, Instant};
 
-use posthog::{Client, Config};
 use posthog::settings::OverflowPolicy;
+use posthog::{Client, Config};
 use posthog_rs::{ClientOptionsBuilder, Event as TheirEvent};
 use sink::{Answer, Sink};
 
@@ -25,6 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(300);
 
 #[tokio::main]
 async fn main() {
+    if std::env::args().nth(1).as_deref() == Some("chart") {
+        return draw();
+    }
     println!("| measurement | posthog-rs 0.30 | this library |");
     println!("|---|---|---|");
     if wanted("captures") {
@@ -42,6 +48,14 @@ async fn main() {
     if wanted("flags") {
         flags::flags();
     }
+}
+
+/// Draws the chart of the README anew, from the recorded figures.
+fn draw() {
+    let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+    let table = std::fs::read_to_string(docs.join("performance.md")).expect("the figures are there");
+    let svg = chart::draw(&table).expect("the table has the rows of the chart");
+    std::fs::write(docs.join("peers.svg"), svg).expect("the chart can be written");
 }
 
 /// Whether a measurement was named on the command line; true if none was.
@@ -153,7 +167,10 @@ async fn delivered(what: &str, round_trip: Duration, their_count: u64, our_count
     let start = Instant::now();
     (0..their_count).for_each(|n| peer.capture(their_event(n)));
     peer.flush().await;
-    assert!(sink.wait_for(|state| state.unique() >= their_count, PATIENCE), "events of the official client are missing");
+    assert!(
+        sink.wait_for(|state| state.unique() >= their_count, PATIENCE),
+        "events of the official client are missing"
+    );
     let their_rate = their_count as f64 / start.elapsed().as_secs_f64();
     peer.shutdown().await;
     sink.clear();
@@ -168,9 +185,15 @@ async fn delivered(what: &str, round_trip: Duration, their_count: u64, our_count
     println!("| {what} | {their_rate:.0}/s | {our_rate:.0}/s, {:.1} x |", our_rate / their_rate);
 }
 
+/// A number from the environment.
+fn number(name: &str, usual: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
 /// 30 s without a server at 1,000 events per second, both with default settings; then the server is back.
 async fn outage() {
-    const SECONDS: u64 = 30;
+    let (seconds, rate) = (number("OUTAGE_SECONDS", 30), number("OUTAGE_RATE", 1_000).max(1));
+    let count = seconds * rate;
     let (their_sink, our_sink) = (Sink::start(), Sink::start());
     let peer = theirs(&their_sink.url(), |_| {}).await;
     let dir = queue_dir();
@@ -178,8 +201,8 @@ async fn outage() {
         .expect("a fresh directory");
     their_sink.stop();
     our_sink.stop();
-    let mut tick = tokio::time::interval(Duration::from_millis(1));
-    for n in 0..SECONDS * 1_000 {
+    let mut tick = tokio::time::interval(Duration::from_secs(1) / u32::try_from(rate).unwrap_or(u32::MAX));
+    for n in 0..count {
         tick.tick().await;
         peer.capture(their_event(n));
         assert!(client.capture(our_event(n)).is_accepted());
@@ -188,15 +211,11 @@ async fn outage() {
     our_sink.resume();
     peer.flush().await;
     peer.shutdown().await;
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + PATIENCE;
     while client.stats().queued_events > 0 && Instant::now() < deadline {
         client.flush().await;
     }
-    let lost = |sink: &Sink| SECONDS * 1_000 - sink.inspect(|state| state.unique());
-    println!(
-        "| lost of {} events in an outage of {SECONDS} s | {} | {} |",
-        SECONDS * 1_000,
-        lost(&their_sink),
-        lost(&our_sink)
-    );
+    let lost = |sink: &Sink| count - sink.inspect(|state| state.unique());
+    let length = if seconds % 60 == 0 { format!("{} min", seconds / 60) } else { format!("{seconds} s") };
+    println!("| lost of {count} events in an outage of {length} | {} | {} |", lost(&their_sink), lost(&our_sink));
 }
