@@ -263,7 +263,7 @@ impl Shared {
             None => chain.describe(options),
         };
         if missed > 0 {
-            event.set(MISSED_BEFORE, missed);
+            event.set_prop(MISSED_BEFORE, missed);
         }
         self.add_trace(&mut event);
         self.capture(pipeline, event)
@@ -280,8 +280,8 @@ impl Shared {
         match reentry::calling_out(|| reentry::caught(|| source.ask())) {
             Some(trace) => {
                 if let Some(trace) = trace.filter(TraceContext::is_valid) {
-                    event.set(TRACE_ID, trace.trace_id);
-                    event.set(SPAN_ID, trace.span_id);
+                    event.set_prop(TRACE_ID, trace.trace_id);
+                    event.set_prop(SPAN_ID, trace.span_id);
                 }
             }
             None => self.diagnostics.record(Diagnostic::CallbackPanicked { callback: "trace_context" }),

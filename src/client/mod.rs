@@ -55,9 +55,9 @@ use crate::config::{CaptureProtocol, Config, Settings};
 use crate::error::Error;
 use crate::flags::Overrides;
 use crate::pipeline::{self, Pending, Pipeline, PipelineOptions, abbreviated, ask_all, pending};
-use crate::recorder::{Diagnostics, Started, log_started};
 #[cfg(feature = "metrics")]
 use crate::recorder::facade::{Published, Publisher};
+use crate::recorder::{Diagnostics, Started, log_started};
 use crate::report::{Diagnostic, DropReason, FlushReport, Health, ShutdownReport, Stats};
 
 #[cfg(fuzzing)]

@@ -61,7 +61,7 @@ fn event_of(run: &PreviousRun, own_id: &str) -> Event {
     event.attribute_to_nobody(own_id);
     let is_clean = matches!(run.cause, ExitCause::Clean | ExitCause::Exited { status: Some(0) });
     if !is_clean && !run.breadcrumbs.is_empty() {
-        event.set("$exception_steps", steps(&run.breadcrumbs));
+        event.set_prop("$exception_steps", steps(&run.breadcrumbs));
     }
     if let Ok(at) = Timestamp::try_from(run.started_at) {
         event.set_prop("started_at", at.to_string());

@@ -313,7 +313,7 @@ impl Event {
         }
         if !all.is_empty() {
             self.remove(UNSET);
-            self.set(UNSET, all);
+            self.set_prop(UNSET, all);
         }
         self
     }

@@ -72,9 +72,9 @@
 mod answer;
 #[cfg(test)]
 mod definitions_tests;
-mod flags;
 #[cfg(test)]
 mod exceptions_tests;
+mod flags;
 #[cfg(test)]
 mod flags_tests;
 mod harness;
