@@ -64,12 +64,6 @@ pub fn init(config: Config) -> Result<Client, Error> {
     }
 }
 
-/// The process-wide client without a count of its handles.
-#[cfg(any(feature = "log", feature = "tracing"))]
-pub(crate) fn process_wide() -> Option<&'static Client> {
-    CLIENT.get()
-}
-
 /// The process-wide client, if [`init`] has created one.
 pub fn client() -> Option<Client> {
     with(|client| client.cloned())
@@ -77,7 +71,7 @@ pub fn client() -> Option<Client> {
 
 /// Calls with the process-wide client, or in a test with the one that stands in for it.
 #[inline]
-fn with<T>(call: impl FnOnce(Option<&Client>) -> T) -> T {
+pub(crate) fn with<T>(call: impl FnOnce(Option<&Client>) -> T) -> T {
     #[cfg(feature = "testing")]
     if let Some(client) = super::stand_in::current() {
         return call(Some(&client));

@@ -77,7 +77,7 @@ use failure::{Place, explain};
 use flags::Flags;
 pub use flags::{AllFlags, FeatureFlagResult, FeatureFlags, FlagsProblem};
 #[cfg(any(feature = "log", feature = "tracing"))]
-pub(crate) use global::process_wide;
+pub(crate) use global::with as with_process_wide;
 pub use global::{
     alias, breadcrumb, capture, capture_ai, capture_exception, capture_exception_with, capture_immediate, client,
     close, evaluate_flags, flush, get_all_flags, get_feature_flag, get_feature_flag_payload, group_identify, identify,

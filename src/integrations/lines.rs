@@ -9,7 +9,7 @@ use std::fmt::{self, Write};
 
 use serde_json::{Map, Value};
 
-use crate::client::{Client, Unread, process_wide};
+use crate::client::{Client, Unread, with_process_wide};
 use crate::event::Event;
 use crate::event::exception::{Chain, ExceptionOptions, Level, print};
 use crate::sys::limits::{NAME_KEPT, beginning};
@@ -63,11 +63,12 @@ pub(super) enum Destination {
 }
 
 impl Destination {
+    /// Calls with the client, if there is one.
     #[inline]
-    pub(super) fn client(&self) -> Option<&Client> {
+    pub(super) fn with(&self, call: impl FnOnce(&Client)) {
         match self {
-            Destination::ProcessWide => process_wide(),
-            Destination::Given(client) => Some(client),
+            Destination::ProcessWide => with_process_wide(|client| _ = client.map(call)),
+            Destination::Given(client) => call(client),
         }
     }
 }

@@ -127,12 +127,12 @@ impl<L: Log> Log for Logger<L> {
         if is_refused() {
             return;
         }
-        let Some(client) = self.destination.client() else { return };
-        match self.action(record.metadata()) {
+        let edge = Edge::above(&here);
+        self.destination.with(|client| match self.action(record.metadata()) {
             EventAction::Ignore => {}
             EventAction::Breadcrumb => add_breadcrumb(client, record),
-            action => capture(client, record, action, Edge::above(&here)),
-        }
+            action => capture(client, record, action, edge),
+        });
     }
 
     fn flush(&self) {

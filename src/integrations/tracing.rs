@@ -290,12 +290,12 @@ impl<S: Subscriber + for<'span> LookupSpan<'span>> Layer<S> for EventLayer {
         if is_refused() {
             return;
         }
-        let Some(client) = self.destination.client() else { return };
-        match self.rules.action(event.metadata()) {
+        let edge = Edge::above(&here);
+        self.destination.with(|client| match self.rules.action(event.metadata()) {
             EventAction::Ignore => {}
             EventAction::Breadcrumb => add_breadcrumb(client, event),
-            action => capture(client, event, open_spans(event, &context), action, Edge::above(&here)),
-        }
+            action => capture(client, event, open_spans(event, &context), action, edge),
+        });
     }
 }
 
