@@ -74,7 +74,7 @@ const SMALL_FILE: u64 = 16 * 1024;
 /// The value of a variable in a file of assignments as a shell reads them, such as `os-release`.
 fn value_in(text: &str, name: &str) -> Option<String> {
     let assigned = |line: &str| line.trim().strip_prefix(name)?.strip_prefix('=').map(str::to_owned);
-    bounded(text.lines().filter_map(assigned).last()?.trim().trim_matches(['"', '\'']))
+    bounded(text.lines().filter_map(assigned).next_back()?.trim().trim_matches(['"', '\'']))
 }
 
 /// The text without the space around it, if there is any and it is not too long.

@@ -33,11 +33,11 @@ const SMALL: &[&str] = &[
     "$lib_version",
     "$is_server",
     "$geoip_disable",
-    "$release_id",
 ];
 
-/// Properties about the campaign, which the minimal form keeps too.
+/// Properties about the campaign and the release, which the minimal form keeps too.
 const ORIGIN: &[&str] = &[
+    "$release_id",
     "$referring_domain",
     "utm_source",
     "utm_medium",
