@@ -44,6 +44,10 @@ pub(super) fn run(threads: &Threads) {
             threads.publish(true, None);
             return;
         };
+        if let Some(first) = opened.first() {
+            // A disk may hang in the first turn already.
+            threads.commit.awake(first.options.clock.now());
+        }
         for pipeline in opened {
             // Commands may be there before the lane is served: its opener has answered, and their wake-up is spent.
             let commands = pipeline.mailbox.take();

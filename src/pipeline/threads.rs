@@ -203,6 +203,7 @@ impl Threads {
             &handles,
         )?;
         let (engines, added) = unbounded_channel();
+        let engine_clock = engine.0.clock.clone();
         let _ = engines.send(engine);
         let delivery = DeliveryThread {
             runtime: runtime.handle().clone(),
@@ -213,9 +214,11 @@ impl Threads {
         let _ = self.delivery.set(delivery);
         // The committer begins when the caller has its answer.
         self.commit.asleep();
-        let beat = Arc::clone(&self.deliver);
+        let (beat, began) = (Arc::clone(&self.deliver), engine_clock.now());
         spawn("posthog-deliver", move || {
             let _ends = beat.running();
+            // The runtime reports nothing before it first sleeps.
+            beat.awake(began);
             runtime.block_on(async {
                 // As a task of its own: a panic in it does not end the delivery.
                 let beside = beside.map(tokio::spawn);
