@@ -47,7 +47,10 @@ fn assert_is(record: &Record, number: u64) {
     assert_eq!(i128::from(record.time_nanos), time.as_nanos() as i128);
     assert_eq!((record.name.as_str(), &record.distinct_id), (fixture::name(number), &format!("user_{number}")));
     let properties = json!({"number": number, "text": "gr\u{fc}n", "list": [1.5, -2.0]});
-    assert_eq!(Some(&record.properties), properties.as_object());
+    // An exception also names the operating system; the golden queue is from a version that did not.
+    let mut found = record.properties.clone();
+    found.retain(|key, _| !["$os", "$os_version", "$os_distro"].contains(&key.as_str()));
+    assert_eq!(Some(&found), properties.as_object());
     assert_eq!(Some(&record.groups), json!({"company": "acme"}).as_object());
 }
 

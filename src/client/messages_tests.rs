@@ -314,7 +314,7 @@ fn surroundings() -> Vec<(D, &'static str)> {
         ),
         (
             D::QueueAdopted { path: "/q/ab/shard-1".into(), events: 3 },
-            "3 events that another process left in /q/ab/shard-1 are delivered by this process now",
+            "this process now delivers 3 events that another process left in /q/ab/shard-1",
         ),
         (
             D::SymbolsUntrusted,

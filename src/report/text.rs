@@ -326,7 +326,7 @@ fn write_queue(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: With
 
 fn write_adopted(f: &mut fmt::Formatter<'_>, path: &Path, events: u64) -> fmt::Result {
     let (events, path) = (count(events, "event"), path.display());
-    write!(f, "{events} that another process left in {path} are delivered by this process now")
+    write!(f, "this process now delivers {events} that another process left in {path}")
 }
 
 fn write_orphaned(
