@@ -373,7 +373,7 @@ impl Committer {
                 Ok(Some(checkpointed)) => {
                     pipeline.leases.lock().committed(pending);
                     if checkpointed.missing > 0 {
-                        // Callers that wait for a damaged event must not be told that it is durable. All waiting
+                        // Callers that wait for a damaged event must not get the result that it is durable. All waiting
                         // callers get the error, since it is not known which events are damaged.
                         pipeline.receipts.fail(&PersistError::Sync("events in the journal are damaged".into()));
                         let (events, after_restart) = (checkpointed.missing, checkpointed.after_restart);

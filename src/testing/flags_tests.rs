@@ -116,7 +116,7 @@ fn payload_of(harness: &Harness, key: &str) -> Result<Option<Value>, RemoteConfi
 }
 
 #[test]
-fn a_remote_config_payload_is_what_the_server_is_told_to_say() {
+fn a_remote_config_payload_is_the_servers_answer() {
     let harness = harness(|config| config.secret_key("phx_verysecret"));
     harness.settle();
     harness.server().forget();
@@ -134,8 +134,8 @@ fn a_remote_config_payload_is_what_the_server_is_told_to_say() {
         requests.iter().all(|request| (request.route, request.url.as_str()) == (Route::RemoteConfig, REMOTE_CONFIG))
     );
     assert_eq!((requests.len(), requests[0].header("authorization")), (5, Some("Bearer phx_verysecret")));
-    let told = format!("{refused} {refused:?} {:?}", harness.client().diagnostics());
-    assert!(!told.contains("verysecret") && harness.queued().is_empty(), "{told}");
+    let text = format!("{refused} {refused:?} {:?}", harness.client().diagnostics());
+    assert!(!text.contains("verysecret") && harness.queued().is_empty(), "{text}");
 }
 
 #[test]

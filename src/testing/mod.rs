@@ -8,7 +8,7 @@
 //!
 //! * **Time** stands still until the test moves it, for everything that the client does by time: timestamps, the age at
 //!   which a batch is due, syncs, backoff, `Retry-After`, cooldowns, the deadline of a shutdown.
-//! * **The network** is a [`Server`] that responds as it is told and records its requests. A request that it cannot
+//! * **The network** is a [`Server`] with scripted responses, which records its requests. A request that it cannot
 //!   read fails the test that asks for requests.
 //! * **The disk** is a temporary directory, removed at the end.
 //!

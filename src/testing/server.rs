@@ -56,7 +56,7 @@ impl RecordedRequest {
     }
 }
 
-/// A PostHog that responds as it is told. Clones are the same server. By default it accepts everything at once.
+/// A PostHog with scripted responses. Clones are the same server. By default it accepts everything at once.
 ///
 /// It reads every codec of the build: brotli and zstd with the features of these names. A request that it cannot read
 /// gets no response, so its events stay queued, and the next call of [`requests`](Server::requests) or
@@ -307,8 +307,8 @@ mod tests {
             ];
             for panicked in asked {
                 let panicked = panicked.unwrap_err();
-                let told = panicked.downcast_ref::<String>().unwrap();
-                assert!(told.contains("http://posthog.test/batch/: its body is"), "{told}");
+                let text = panicked.downcast_ref::<String>().unwrap();
+                assert!(text.contains("http://posthog.test/batch/: its body is"), "{text}");
             }
             server.forget();
             assert!(server.requests().is_empty() && server.taken().is_empty());

@@ -230,8 +230,8 @@ fn ai_08_an_unreachable_endpoint_is_only_reported() {
     let uuid = uuid_of(&client.capture_ai(generation()));
     let report = client.flush().wait(PATIENCE).unwrap();
     assert_eq!(report.remaining, 1);
-    let is_told = |diagnostic: &Diagnostic| matches!(diagnostic, Diagnostic::EndpointFailing { reason, .. } if reason.starts_with("AI events: "));
-    assert!(heard.lock().unwrap().iter().any(is_told), "{heard:?}");
+    let is_reported = |found: &Diagnostic| matches!(found, Diagnostic::EndpointFailing { reason, .. } if reason.starts_with("AI events: "));
+    assert!(heard.lock().unwrap().iter().any(is_reported), "{heard:?}");
     fixture.sink.resume();
     fixture.wait_for(|state| state.contains(uuid));
 }
@@ -245,8 +245,9 @@ fn ai_08_an_unusable_directory_drops_ai_events_only() {
     for _ in 0..2 {
         assert_eq!(client.capture_ai(generation()).outcome(), Outcome::Dropped(DropReason::Storage));
     }
-    let is_told = |diagnostic: &Diagnostic| matches!(diagnostic, Diagnostic::StorageFailing { problem } if problem.contains("AI events"));
-    assert_eq!(client.diagnostics().iter().filter(|diagnostic| is_told(diagnostic)).count(), 1);
+    let is_reported =
+        |found: &Diagnostic| matches!(found, Diagnostic::StorageFailing { problem } if problem.contains("AI events"));
+    assert_eq!(client.diagnostics().iter().filter(|diagnostic| is_reported(diagnostic)).count(), 1);
     let uuid = uuid_of(&client.capture(Event::new("clicked", "user_1")));
     flush(&client);
     assert_eq!(fixture.sink.unique(), [uuid]);

@@ -31,11 +31,11 @@ fn bsh_01_what_a_hook_removes_never_reaches_the_disk() {
     let scenario = Scenario::with(|config| {
         config.flush_at(1000).flush_interval(Duration::from_secs(3600)).before_send(|mut event| {
             assert_ne!(event.name(), "panics");
-            event.remove("told");
+            event.remove("message");
             (event.name() != "dropped").then_some(event)
         })
     });
-    let said = |name: &str| event(name).prop("told", "a-secret").prop("kept", "no-secret");
+    let said = |name: &str| event(name).prop("message", "a-secret").prop("kept", "no-secret");
     for capture in [Client::capture, Client::capture_ai] as [fn(&Client, Event) -> Receipt; 2] {
         accepted(&capture(&scenario.client, said("tick")));
         for name in ["panics", "dropped"] {

@@ -344,8 +344,12 @@ fn cap_17_a_manual_exception_is_sent_and_reported_once() {
     let scenario = Scenario::new();
     take(&scenario.client, "$exception");
     take(&scenario.client, "$exception");
-    let told = scenario.client.diagnostics();
-    assert_eq!(told.iter().filter(|told| **told == Diagnostic::ManualException).count(), 1, "{told:?}");
+    let diagnostics = scenario.client.diagnostics();
+    assert_eq!(
+        diagnostics.iter().filter(|diagnostic| **diagnostic == Diagnostic::ManualException).count(),
+        1,
+        "{diagnostics:?}"
+    );
     assert_eq!(scenario.names(), ["$exception", "$exception"]);
 }
 
@@ -361,6 +365,7 @@ fn reg_01_registered_properties_are_on_every_event() {
     assert_eq!(said(0), (&json!(2), &json!("us")));
     assert_eq!(said(1), (&json!(3), &Value::Null), "a context is nearer to the event than the program");
     scenario.client.register("bad", std::collections::BTreeMap::from([(None::<u8>, 1)]));
-    let invalid = |told: &Diagnostic| matches!(told, Diagnostic::InputIgnored { what } if what.contains("\"bad\""));
+    let invalid =
+        |diagnostic: &Diagnostic| matches!(diagnostic, Diagnostic::InputIgnored { what } if what.contains("\"bad\""));
     assert!(scenario.client.diagnostics().iter().any(invalid));
 }

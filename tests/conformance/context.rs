@@ -95,9 +95,8 @@ fn ctx_05_header_values_are_cleaned_and_cut() {
     assert_eq!(sent[1]["properties"]["$process_person_profile"], false);
     assert!(!has_recorded(&scenario.client, DiagnosticCategory::Validation));
     Context::from_headers([("X-POSTHOG-SESSION-ID", [0xff, 0xfe])]).enter(|| take(&scenario.client, "tick"));
-    let told =
-        |told: &Diagnostic| matches!(told, Diagnostic::InputIgnored { what } if what.contains("X-POSTHOG-SESSION-ID"));
-    assert!(scenario.client.diagnostics().iter().any(told));
+    let is_reported = |found: &Diagnostic| matches!(found, Diagnostic::InputIgnored { what } if what.contains("X-POSTHOG-SESSION-ID"));
+    assert!(scenario.client.diagnostics().iter().any(is_reported));
 }
 
 #[test]

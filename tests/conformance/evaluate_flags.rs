@@ -180,7 +180,7 @@ fn evf_12_reading_a_payload_is_not_a_read_of_the_value() {
     let flags = scenario.evaluated("user_1");
     let payloads = ["button", "off", "none"].map(|key| flags.payload(key));
     assert_eq!(payloads, [Some(json!({"of": "button"})), None, None]);
-    assert!(flags.only_accessed().is_empty() && scenario.told().is_empty());
+    assert!(flags.only_accessed().is_empty() && scenario.called().is_empty());
     assert_eq!(scenario.asked().len(), 1);
 }
 
@@ -188,11 +188,11 @@ fn evf_12_reading_a_payload_is_not_a_read_of_the_value() {
 fn evf_13_a_snapshot_captures_the_first_read_only() {
     let scenario = Scenario::of_flags(three());
     let flags = scenario.evaluated("user_1");
-    assert!(scenario.told().is_empty());
+    assert!(scenario.called().is_empty());
     for _ in 0..2 {
         let _read = (flags.is_enabled("on"), flags.get("on"), scenario.evaluated("user_1").is_enabled("on"));
     }
-    assert_eq!(scenario.told_values(), [("on".to_owned(), json!(true))]);
+    assert_eq!(scenario.called_values(), [("on".to_owned(), json!(true))]);
 }
 
 #[test]
@@ -200,19 +200,19 @@ fn evf_14_each_way_to_read_a_value_captures_that_value() {
     let scenario = Scenario::of_flags(three());
     let flags = scenario.evaluated("user_1");
     assert!(flags.is_enabled("button") && !flags.is_enabled_or("off", true));
-    assert_eq!(scenario.told_values(), [("button".to_owned(), json!("blue")), ("off".to_owned(), json!(false))]);
+    assert_eq!(scenario.called_values(), [("button".to_owned(), json!("blue")), ("off".to_owned(), json!(false))]);
 }
 
 #[test]
 fn evf_15_a_read_of_a_missing_flag_is_captured_as_missing() {
     let scenario = Scenario::of_flags(three());
     let flags = scenario.evaluated("user_1");
-    assert!(!flags.only(["on"]).is_enabled("none") && scenario.told().is_empty());
+    assert!(!flags.only(["on"]).is_enabled("none") && scenario.called().is_empty());
     assert!(!flags.is_enabled("none"));
-    let told = scenario.told();
-    let said = &told[0]["properties"];
+    let called = scenario.called();
+    let said = &called[0]["properties"];
     assert_eq!((&said["$feature_flag"], &said["$feature_flag_error"]), (&json!("none"), &json!("flag_missing")));
-    assert_eq!((told.len(), &said["$feature_flag_response"]), (1, &Value::Null));
+    assert_eq!((called.len(), &said["$feature_flag_response"]), (1, &Value::Null));
 }
 
 #[test]
@@ -223,7 +223,7 @@ fn evf_16_an_event_has_all_flags_and_lists_the_active_ones() {
     let values = ["$feature/on", "$feature/off", "$feature/button"].map(|key| &said[key]);
     assert_eq!(values, [&json!(true), &json!(false), &json!("blue")]);
     assert_eq!(said["$active_feature_flags"], json!(["button", "on"]));
-    assert_eq!((scenario.asked().len(), scenario.told().len(), flags.only_accessed().len()), (1, 0, 0));
+    assert_eq!((scenario.asked().len(), scenario.called().len(), flags.only_accessed().len()), (1, 0, 0));
 }
 
 #[test]

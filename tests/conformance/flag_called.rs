@@ -68,9 +68,9 @@ fn is_small(event: &Value) -> bool {
 fn fft_01_the_first_read_is_captured_with_flag_and_value() {
     let scenario = one();
     assert_eq!(got(scenario.client.get_feature_flag("button", "user_1")), Some("blue".into()));
-    let told = scenario.told();
-    let said = &told[0]["properties"];
-    assert_eq!((told.len(), &told[0]["distinct_id"]), (1, &json!("user_1")));
+    let called = scenario.called();
+    let said = &called[0]["properties"];
+    assert_eq!((called.len(), &called[0]["distinct_id"]), (1, &json!("user_1")));
     assert_eq!((&said["$feature_flag"], &said["$feature_flag_response"]), (&json!("button"), &json!("blue")));
     assert_eq!((&said["$feature/button"], &said["locally_evaluated"]), (&json!("blue"), &json!(false)));
     assert_eq!((&said["$feature_flag_id"], &said["$feature_flag_version"]), (&json!(42), &json!(7)));
@@ -84,10 +84,10 @@ fn fft_02_the_same_value_for_the_same_person_is_captured_once() {
         read(&scenario, FlagContext::new("user_1").group("company", "acme"));
         assert!(scenario.evaluated(FlagContext::new("user_1").group("company", "acme")).is_enabled("on"));
     }
-    assert_eq!(scenario.told().len(), 1);
+    assert_eq!(scenario.called().len(), 1);
     read(&scenario, FlagContext::new("user_2").group("company", "acme"));
     assert!(got(scenario.client.is_feature_enabled("button", FlagContext::new("user_1").group("company", "acme"))));
-    assert_eq!(scenario.told().len(), 3, "another person, another flag");
+    assert_eq!(scenario.called().len(), 3, "another person, another flag");
 }
 
 #[test]
@@ -98,8 +98,8 @@ fn fft_03_a_value_that_changed_is_captured_again() {
         let now = got(scenario.client.reload_feature_flags("user_1"));
         assert_eq!(now.get("button"), Some(value.into()));
     }
-    let told: Vec<_> = scenario.told_values().into_iter().map(|(_, value)| value).collect();
-    assert_eq!(told, ["blue", "red", "blue"]);
+    let values: Vec<_> = scenario.called_values().into_iter().map(|(_, value)| value).collect();
+    assert_eq!(values, ["blue", "red", "blue"]);
 }
 
 #[test]
@@ -107,9 +107,9 @@ fn fft_04_the_order_of_groups_does_not_change_the_context() {
     let scenario = one();
     read(&scenario, FlagContext::new("user_1").group("company", "acme").group("team", "red"));
     read(&scenario, FlagContext::new("user_1").group("team", "red").group("company", "acme"));
-    let told = scenario.told();
-    assert_eq!((told.len(), scenario.asked().len()), (1, 1));
-    assert_eq!(told[0]["properties"]["$groups"], json!({"company": "acme", "team": "red"}));
+    let called = scenario.called();
+    assert_eq!((called.len(), scenario.asked().len()), (1, 1));
+    assert_eq!(called[0]["properties"]["$groups"], json!({"company": "acme", "team": "red"}));
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn fft_05_another_group_is_another_context() {
     for company in ["acme", "other", "acme"] {
         read(&scenario, FlagContext::new("user_1").group("company", company));
     }
-    assert_eq!(scenario.told().len(), 2);
+    assert_eq!(scenario.called().len(), 2);
 }
 
 #[cfg(feature = "testing")]
@@ -139,7 +139,7 @@ fn fft_06_a_shutdown_drops_captured_reads_and_captures_no_more() {
 fn fft_07_captured_reads_are_bounded_and_evicted_by_age() {
     let scenario = Scenario::of_flags_with(json!({"on": true}), |config| config.flag_called_cache_size(3));
     let people =
-        || scenario.told().iter().map(|event| event["distinct_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+        || scenario.called().iter().map(|event| event["distinct_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
     ["a", "b", "c", "a", "d"].iter().for_each(|who| read(&scenario, *who));
     assert_eq!(people(), ["a", "b", "c", "d"]);
     // The three remembered reads are not captured again; the evicted one is.
@@ -160,7 +160,7 @@ fn fft_07_a_value_read_by_threads_at_once_is_captured_once() {
             });
         }
     });
-    assert_eq!(scenario.told().len(), 1);
+    assert_eq!(scenario.called().len(), 1);
 }
 
 #[test]
@@ -180,13 +180,13 @@ fn fft_08_the_minimal_form_needs_a_flag_without_experiment() {
         let remote = one();
         remote.answer_flags(Answer::json(&answer));
         read(&remote, "user_1");
-        assert_eq!(is_small(&remote.told()[0]), is_expected, "remote: {is_wanted} {has_experiment}");
+        assert_eq!(is_small(&remote.called()[0]), is_expected, "remote: {is_wanted} {has_experiment}");
         let mut defined = definitions(&[for_all("on")]);
         defined["minimal_flag_called_events"] = is_wanted.clone();
         defined["flags"][0]["has_experiment"] = has_experiment.clone();
         let local = Scenario::of_defined(Answer::json(&defined));
         read(&local, "user_1");
-        assert_eq!(is_small(&local.told()[0]), is_expected, "local: {is_wanted} {has_experiment}");
+        assert_eq!(is_small(&local.called()[0]), is_expected, "local: {is_wanted} {has_experiment}");
     }
 }
 
@@ -206,8 +206,8 @@ fn fft_09_the_minimal_form_has_only_the_listed_properties() {
     Context::new().session_id("session_7").prop("route", "/").enter(|| {
         assert!(snapshot.is_enabled("on") && snapshot.is_enabled("tested"));
     });
-    let told = scenario.told();
-    let said: Vec<&Map<String, Value>> = told.iter().map(|event| event["properties"].as_object().unwrap()).collect();
+    let called = scenario.called();
+    let said: Vec<&Map<String, Value>> = called.iter().map(|event| event["properties"].as_object().unwrap()).collect();
     let machine = ["$os", "$os_version", "$os_distro"];
     let may: Vec<&str> = SMALL.iter().chain(ORIGIN).chain(&machine).copied().collect();
     let other: Vec<&String> = said[0].keys().filter(|name| !may.contains(&name.as_str())).collect();
@@ -260,14 +260,14 @@ fn fft_10_the_requested_form_lives_as_long_as_definitions() {
     let reloaded = scenario.client.reload_flag_definitions().wait(PATIENCE);
     assert!(matches!(reloaded, Err(FlagDefinitionsError::Unavailable(_))), "{reloaded:?}");
     read(&scenario, "in an outage");
-    assert_eq!((scenario.told().len(), scenario.told().iter().all(is_small)), (4, true));
+    assert_eq!((scenario.called().len(), scenario.called().iter().all(is_small)), (4, true));
     // The next process, with the kept definitions.
     scenario.client.shutdown(PATIENCE).wait(PATIENCE).unwrap();
     let Scenario { fixture, client, .. } = scenario;
     drop(client);
     let again = Scenario::on(fixture, |config| config.secret_key("phs_conformance"));
     read(&again, "restored");
-    assert!(is_small(&again.told()[0]) && again.asked().is_empty());
+    assert!(is_small(&again.called()[0]) && again.asked().is_empty());
 }
 
 #[test]
@@ -280,5 +280,5 @@ fn fft_10_the_requested_form_passes_through_a_provider() {
     let second = Scenario::with(|config| config.flag_definitions_provider(cabinet));
     second.load();
     read(&second, "user_1");
-    assert!(is_small(&second.told()[0]) && second.asked().is_empty());
+    assert!(is_small(&second.called()[0]) && second.asked().is_empty());
 }

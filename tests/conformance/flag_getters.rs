@@ -28,9 +28,9 @@ fn gff_01_a_value_is_a_variant_or_boolean_or_none() {
 fn gff_02_a_call_can_be_kept_silent() {
     let scenario = Scenario::of_flags(three());
     assert!(got(scenario.client.get_feature_flag("on", silent("user_1"))).is_some());
-    assert!(scenario.told().is_empty());
+    assert!(scenario.called().is_empty());
     assert!(got(scenario.client.get_feature_flag("on", "user_1")).is_some());
-    assert_eq!(scenario.told_values(), [("on".to_owned(), json!(true))]);
+    assert_eq!(scenario.called_values(), [("on".to_owned(), json!(true))]);
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn gff_03_a_value_is_evaluated_locally_if_possible() {
     scenario.answer_flags(Answer::json(&flags(json!({"pros": "blue"}))));
     assert_eq!(got(scenario.client.get_feature_flag("pros", "user_3")), Some("blue".into()));
     assert_eq!((scenario.asked().len(), &scenario.asked()[0]["distinct_id"]), (1, &json!("user_3")));
-    let people: Vec<_> = scenario.told().iter().map(|event| event["distinct_id"].clone()).collect();
+    let people: Vec<_> = scenario.called().iter().map(|event| event["distinct_id"].clone()).collect();
     assert_eq!(people, ["user_1", "user_2", "user_3"]);
 }
 
@@ -90,7 +90,7 @@ fn gfp_03_reading_a_payload_captures_nothing() {
     assert!(got(scenario.client.get_feature_flag_payload("on", "user_1")).is_some());
     assert!(got(scenario.client.get_feature_flag_payload_of("on", "user_1", true)).is_some());
     assert!(got(scenario.client.get_feature_flag_payload("none", "user_1")).is_none());
-    assert!(scenario.told().is_empty());
+    assert!(scenario.called().is_empty());
 }
 
 #[test]
@@ -129,11 +129,11 @@ fn gfr_03_an_unknown_flag_has_no_result() {
     let scenario = Scenario::of_flags(three());
     assert_eq!(got(scenario.client.get_feature_flag_result("none", silent("user_1"))), None);
     assert!(got(scenario.client.get_feature_flag_result("on", silent("user_1"))).is_some());
-    assert!(scenario.told().is_empty());
+    assert!(scenario.called().is_empty());
     assert!(got(scenario.client.get_feature_flag_result("button", "user_1")).is_some());
     assert_eq!(got(scenario.client.get_feature_flag_result("none", "user_1")), None);
-    let told = [("button".to_owned(), json!("blue")), ("none".to_owned(), Value::Null)];
-    assert_eq!(scenario.told_values(), told);
+    let expected = [("button".to_owned(), json!("blue")), ("none".to_owned(), Value::Null)];
+    assert_eq!(scenario.called_values(), expected);
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn gfs_01_all_flags_of_a_person_are_values_by_key() {
 fn gfs_02_all_flags_at_once_are_no_read_of_any() {
     let scenario = Scenario::of_flags(three());
     assert_eq!(got(scenario.client.get_all_flags("user_1")).len(), 3);
-    assert!(scenario.told().is_empty());
+    assert!(scenario.called().is_empty());
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn gfa_01_one_call_has_values_and_payloads() {
     assert_eq!(all.feature_flags, got(scenario.client.get_all_flags("user_1")));
     let payloads = ["button", "on"].map(|key| (key.to_owned(), json!({"of": key})));
     assert_eq!(all.feature_flag_payloads, BTreeMap::from(payloads));
-    assert_eq!((scenario.asked().len(), scenario.told().len()), (1, 0));
+    assert_eq!((scenario.asked().len(), scenario.called().len()), (1, 0));
 }
 
 #[test]
@@ -221,9 +221,9 @@ fn ife_03_a_known_value_takes_precedence_over_the_default() {
 fn ife_04_a_call_can_be_kept_silent() {
     let scenario = Scenario::of_flags(three());
     assert!(got(scenario.client.is_feature_enabled("on", silent("user_1"))));
-    assert!(scenario.told().is_empty());
+    assert!(scenario.called().is_empty());
     assert!(got(scenario.client.is_feature_enabled("on", "user_1")));
-    assert_eq!(scenario.told().len(), 1);
+    assert_eq!(scenario.called().len(), 1);
 }
 
 #[test]

@@ -124,13 +124,17 @@ fn with_a_cache_of_either_kind(keys: &[&str], scenario: impl Fn(Arc<Cache>, Harn
 
 /// The operations of the provider whose failures were reported.
 fn cache_warnings(harness: &Harness) -> Vec<&'static str> {
-    let told = harness.client().diagnostics();
-    let failed = |told: &Diagnostic| match told {
+    let diagnostics = harness.client().diagnostics();
+    let failed = |diagnostic: &Diagnostic| match diagnostic {
         Diagnostic::FlagCacheFailed { operation, .. } => Some(*operation),
         _ => None,
     };
-    assert!(told.iter().all(|told| failed(told).is_none() || told.category() == DiagnosticCategory::FlagCache));
-    told.iter().filter_map(failed).collect()
+    assert!(
+        diagnostics
+            .iter()
+            .all(|diagnostic| failed(diagnostic).is_none() || diagnostic.category() == DiagnosticCategory::FlagCache)
+    );
+    diagnostics.iter().filter_map(failed).collect()
 }
 
 /// The document contains group types, cohorts and the switch for minimal events, so evaluations are as if it came from
@@ -154,8 +158,8 @@ fn fdl_05_a_provider_supplies_everything_for_evaluation() {
         let who = FlagContext::new("u").person_property("plan", "pro").group("company", "acme");
         let flags = harness.client().evaluate_flags(who).try_get().unwrap();
         assert!(flags.is_enabled("a") && flags.is_enabled("of-cohort") && flags.is_enabled("of-company"));
-        let told = harness.queued().into_iter().find(|event| event.properties["$feature_flag"] == "a").unwrap();
-        assert!(!told.properties.contains_key("$feature/a"), "the small form");
+        let called = harness.queued().into_iter().find(|event| event.properties["$feature_flag"] == "a").unwrap();
+        assert!(!called.properties.contains_key("$feature/a"), "the small form");
     });
 }
 
@@ -196,10 +200,10 @@ impl AsyncFlagDefinitionProvider for Slow {
     }
 
     fn store<'a>(&'a self, definitions: &'a FlagDefinitions) -> ProviderFuture<'a, ()> {
-        let told = self.1.lock().unwrap().take();
+        let receiver = self.1.lock().unwrap().take();
         Box::pin(async {
-            match told {
-                Some(told) => drop(told.await),
+            match receiver {
+                Some(receiver) => drop(receiver.await),
                 None => std::future::pending().await,
             }
             self.0.store(definitions)
@@ -210,15 +214,15 @@ impl AsyncFlagDefinitionProvider for Slow {
 #[test]
 fn fdl_08_a_provider_is_awaited_but_not_forever() {
     let cache = Arc::new(Cache::default());
-    let (tell, told) = tokio::sync::oneshot::channel();
-    let slow = Slow(Arc::clone(&cache), Some(told).into());
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let slow = Slow(Arc::clone(&cache), Some(receiver).into());
     let harness = Harness::new(|config| config.secret_key("phs_secret").flag_definitions_async_provider(slow)).unwrap();
     harness.settle();
     let load = harness.client().reload_flag_definitions();
     harness.settle();
     assert_eq!((asked(&harness).len(), load.try_get(), keys(&harness).len()), (1, None, 0));
     assert!(harness.client().local_flags().is_some(), "used already");
-    tell.send(()).unwrap();
+    sender.send(()).unwrap();
     assert_eq!((load.wait(PATIENCE), cache.calls()), (Ok(()), vec!["store"]));
     // The next one never finishes storing.
     let load = harness.client().reload_flag_definitions();

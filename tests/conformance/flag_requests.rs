@@ -114,6 +114,6 @@ fn http_10_a_retry_repeats_the_request_and_captures_nothing() {
     assert!(harness.queued().is_empty(), "a retry captures no event");
     // The read is captured as without the retry.
     assert!(answer.try_get().unwrap().is_enabled("a"));
-    let told = harness.queued();
-    assert_eq!((told.len(), told[0].properties.get("$feature_flag_error")), (1, None));
+    let events = harness.queued();
+    assert_eq!((events.len(), events[0].properties.get("$feature_flag_error")), (1, None));
 }

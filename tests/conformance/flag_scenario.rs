@@ -122,17 +122,17 @@ impl Scenario {
     }
 
     /// The `$feature_flag_called` events that were sent.
-    pub(crate) fn told(&self) -> Vec<Value> {
+    pub(crate) fn called(&self) -> Vec<Value> {
         self.sent().into_iter().filter(|event| event["event"] == "$feature_flag_called").collect()
     }
 
     /// Keys and values of the `$feature_flag_called` events that were sent, in order.
-    pub(crate) fn told_values(&self) -> Vec<(String, Value)> {
+    pub(crate) fn called_values(&self) -> Vec<(String, Value)> {
         let value = |event: &Value| {
             let said = &event["properties"];
             (said["$feature_flag"].as_str().unwrap().to_owned(), said["$feature_flag_response"].clone())
         };
-        self.told().iter().map(value).collect()
+        self.called().iter().map(value).collect()
     }
 
     /// The properties of an event that is captured with these flags.

@@ -162,7 +162,7 @@ fn rtq_06_failed_events_stay_and_rejected_ones_are_dead_letters() {
         flushed(&scenario.client);
         scenario.client.stats().dead_lettered == 1
     });
-    let dead_lettered = |told: &Diagnostic| matches!(told, Diagnostic::DeadLettered { status: 400, .. });
+    let dead_lettered = |diagnostic: &Diagnostic| matches!(diagnostic, Diagnostic::DeadLettered { status: 400, .. });
     assert!(scenario.client.diagnostics().iter().any(dead_lettered));
 }
 
@@ -262,9 +262,9 @@ fn shd_04_a_shutdown_out_of_time_says_what_remains() {
     let together = [HOUR, Duration::from_millis(200)].map(|most| scenario.client.shutdown(most));
     let reports = together.map(|shutdown| shutdown.wait(PATIENCE).unwrap());
     assert_eq!((reports[0].remaining, &reports[0]), (2, &reports[1]));
-    let is_told =
-        |told: &Diagnostic| matches!(told, Diagnostic::LeftOnDisk { events: 2, why, .. } if why.contains("within "));
-    assert!(scenario.client.diagnostics().iter().any(is_told), "{:?}", scenario.client.diagnostics());
+    let is_reported =
+        |found: &Diagnostic| matches!(found, Diagnostic::LeftOnDisk { events: 2, why, .. } if why.contains("within "));
+    assert!(scenario.client.diagnostics().iter().any(is_reported), "{:?}", scenario.client.diagnostics());
 }
 
 #[test]

@@ -59,9 +59,13 @@ impl Scenario {
     /// Checks that nothing was queued or sent, and that a diagnostic of that category was recorded.
     pub(crate) fn must_have_dropped(&self, receipt: &Receipt, reason: DropReason, category: DiagnosticCategory) {
         assert_eq!((receipt.outcome(), receipt.uuid()), (Outcome::Dropped(reason), None));
-        let recorded = |told: &Diagnostic| matches!(told, Diagnostic::Dropped { reason: of, .. } if *of == reason);
-        let told = self.client.diagnostics();
-        let found = told.iter().find(|told| recorded(told)).unwrap_or_else(|| panic!("{reason:?} in {told:?}"));
+        let recorded =
+            |diagnostic: &Diagnostic| matches!(diagnostic, Diagnostic::Dropped { reason: of, .. } if *of == reason);
+        let diagnostics = self.client.diagnostics();
+        let found = diagnostics
+            .iter()
+            .find(|diagnostic| recorded(diagnostic))
+            .unwrap_or_else(|| panic!("{reason:?} in {diagnostics:?}"));
         assert_eq!(found.category(), category);
         self.must_have_queued_nothing();
     }
@@ -74,5 +78,5 @@ impl Scenario {
 
 /// Whether a diagnostic of that category was recorded.
 pub(crate) fn has_recorded(client: &Client, category: DiagnosticCategory) -> bool {
-    client.diagnostics().iter().any(|told| told.category() == category)
+    client.diagnostics().iter().any(|diagnostic| diagnostic.category() == category)
 }

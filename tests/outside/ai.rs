@@ -58,8 +58,8 @@ fn an_ai_event_may_have_eight_mebibytes_and_no_more() {
     let client = fixture.client();
     let capture = |bytes: usize| client.capture_ai(event("ai").prop("$ai_input", "x".repeat(bytes)));
     assert_eq!(capture(LARGEST).outcome(), Outcome::Dropped(DropReason::TooLarge));
-    let told = client.diagnostics().iter().map(|told| format!("{told:?}")).collect::<String>();
-    let size = told.split("takes ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().parse::<usize>().unwrap();
+    let text = client.diagnostics().iter().map(|diagnostic| format!("{diagnostic:?}")).collect::<String>();
+    let size = text.split("takes ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().parse::<usize>().unwrap();
     let around = size - LARGEST;
     assert_eq!(capture(LARGEST - around + 1).outcome(), Outcome::Dropped(DropReason::TooLarge));
     let uuid = accepted(&capture(LARGEST - around));
@@ -80,7 +80,7 @@ fn analytics_flow_while_the_ai_endpoint_is_down() {
     let uuids: Vec<_> = (0..50).map(|_| take(&client, "clicked")).collect();
     let all = |state: &State| uuids.iter().all(|uuid| state.contains(*uuid));
     assert!(fixture.sink.wait_for(all, PATIENCE));
-    eventually("the failing lane is told", || client.stats().ai.is_some_and(|ai| ai.last_error.is_some()));
+    eventually("the failure of the lane is shown", || client.stats().ai.is_some_and(|ai| ai.last_error.is_some()));
     assert_eq!(client.stats().last_error, None);
     let report = client.flush().wait(PATIENCE).unwrap();
     assert_eq!(report.remaining, 1);
@@ -246,10 +246,10 @@ fn a_hook_that_captures_while_the_ai_queue_opens_never_waits() {
     std::fs::write(shard.parent().unwrap().join("ai"), "in the way").unwrap();
     let held: Arc<OnceLock<Client>> = Arc::default();
     let (inside, outcomes) = (Arc::clone(&held), Arc::new(Mutex::new(Vec::new())));
-    let told = Arc::clone(&outcomes);
+    let seen = Arc::clone(&outcomes);
     let config = fixture.config().on_diagnostic(move |_| {
         if let Some(client) = inside.get() {
-            told.lock().unwrap().push(client.capture_ai(event("ai")).outcome());
+            seen.lock().unwrap().push(client.capture_ai(event("ai")).outcome());
         }
     });
     let client = held.get_or_init(|| Client::new(config).unwrap());

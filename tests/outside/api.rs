@@ -61,11 +61,11 @@ fn bad_events_are_dropped_for_a_counted_and_reported_reason() {
     }
     let stats = client.stats();
     assert_eq!((stats.dropped, stats.accepted), (counts, 0));
-    let told = client.diagnostics();
-    assert_eq!(told.iter().filter(|told| matches!(told, Diagnostic::Dropped { .. })).count(), 11);
+    let diagnostics = client.diagnostics();
+    assert_eq!(diagnostics.iter().filter(|diagnostic| matches!(diagnostic, Diagnostic::Dropped { .. })).count(), 11);
     let names_the_key =
-        |told: &Diagnostic| matches!(told, Diagnostic::Dropped { detail, .. } if detail.contains("\"bad\""));
-    assert!(told.iter().any(names_the_key), "{told:?}");
+        |found: &Diagnostic| matches!(found, Diagnostic::Dropped { detail, .. } if detail.contains("\"bad\""));
+    assert!(diagnostics.iter().any(names_the_key), "{diagnostics:?}");
     // Unusual but valid values are accepted.
     accepted(&client.capture(Event::new("t\u{fc}r", "user 1").prop("", f64::NAN).prop("inf", f64::INFINITY)));
     close_empty(&client);
@@ -89,17 +89,17 @@ fn every_drop_is_reported_with_the_events_name_and_a_remedy() {
     reason(&client, event("spoilt"));
     close_empty(&client);
     reason(&client, event("late"));
-    let told: Vec<_> = client
+    let dropped: Vec<_> = client
         .diagnostics()
         .into_iter()
-        .filter_map(
-            |told| if let Diagnostic::Dropped { event, detail, .. } = told { Some((event, detail)) } else { None },
-        )
+        .filter_map(|diagnostic| {
+            if let Diagnostic::Dropped { event, detail, .. } = diagnostic { Some((event, detail)) } else { None }
+        })
         .collect();
-    let names: Vec<_> = told.iter().map(|(name, _)| name.as_str()).collect();
+    let names: Vec<_> = dropped.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["unserializable", "early", "large", "spoilt", "late"]);
     for (at, words) in [(0, "not today"), (1, "1678"), (2, "raise Config::max_event_bytes"), (3, "not today")] {
-        assert!(told[at].1.contains(words), "{told:?}");
+        assert!(dropped[at].1.contains(words), "{dropped:?}");
     }
 }
 
@@ -214,7 +214,7 @@ fn hooks_change_and_drop_events_before_they_reach_the_disk() {
         })
         .before_send(|event| if event.name() == "unwanted" { None } else { Some(event) })
         .before_send(|mut event| {
-            assert_ne!(event.name(), "explosive", "as it was told to");
+            assert_ne!(event.name(), "explosive", "before_send hides it");
             if event.name() == "old" {
                 event.set_name("new");
                 event.set_distinct_id("user_2");

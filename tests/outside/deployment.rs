@@ -22,8 +22,8 @@ fn is_mapped(root: &Path) -> bool {
 
 /// What is reported about where the queue is.
 fn reported_place(client: &Client) -> Option<String> {
-    let told = client.diagnostics();
-    told.iter().find(|told| told.kind() == "queue_dir_ephemeral").map(ToString::to_string)
+    let diagnostics = client.diagnostics();
+    diagnostics.iter().find(|diagnostic| diagnostic.kind() == "queue_dir_ephemeral").map(ToString::to_string)
 }
 
 /// Opens a queue on each kind of file system, and checks how arenas are accessed and what is reported.
@@ -31,10 +31,10 @@ fn works_on(kind: Kind, mib: usize, mapped: bool, reported: Option<&str>) {
     let Some(disk) = SmallDisk::of(kind, mib) else { return };
     let client = Client::new(disk.config()).unwrap();
     assert_eq!(is_mapped(&disk.root()), mapped, "{kind:?}");
-    let told = reported_place(&client);
+    let text = reported_place(&client);
     match reported {
-        None => assert_eq!(told, None, "{kind:?}"),
-        Some(part) => assert!(told.as_ref().is_some_and(|told| told.contains(part)), "{kind:?}: {told:?}"),
+        None => assert_eq!(text, None, "{kind:?}"),
+        Some(part) => assert!(text.as_ref().is_some_and(|text| text.contains(part)), "{kind:?}: {text:?}"),
     }
     assert_eq!(client.capture(event("tick")).persisted().wait(PATIENCE), Ok(()), "{kind:?}");
     close_empty(&client);

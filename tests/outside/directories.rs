@@ -45,8 +45,8 @@ pub(crate) fn is_unusable(config: impl Fn() -> Config) {
     must_not_repeat_itself(&error);
     let client = Client::new(config().memory_fallback(true)).unwrap();
     assert!(matches!(client.stats().storage, StorageMode::Volatile { .. }), "{:?}", client.stats());
-    let told = client.diagnostics();
-    assert!(told.iter().any(|told| matches!(told, Diagnostic::InMemory { .. })), "{told:?}");
+    let diagnostics = client.diagnostics();
+    assert!(diagnostics.iter().any(|diagnostic| matches!(diagnostic, Diagnostic::InMemory { .. })), "{diagnostics:?}");
     let receipt = client.capture(event("volatile"));
     assert!(receipt.is_accepted());
     assert_eq!(receipt.persisted().wait(PATIENCE), Err(PersistError::Volatile));
@@ -212,10 +212,14 @@ fn the_queue_of_an_old_key_is_reported_and_can_be_adopted() {
     let client = Client::new(new()).unwrap();
     let stranded = client.stats().orphaned;
     assert_eq!((stranded.queues, stranded.events), (1, 25));
-    let told = client.diagnostics();
+    let diagnostics = client.diagnostics();
     let stranded =
-        |told: &Diagnostic| matches!(told, Diagnostic::OrphanedQueue { events: 25, bytes, .. } if *bytes > 0);
-    let told = told.iter().find(|told| stranded(told)).unwrap_or_else(|| panic!("{told:?}")).to_string();
+        |found: &Diagnostic| matches!(found, Diagnostic::OrphanedQueue { events: 25, bytes, .. } if *bytes > 0);
+    let text = diagnostics
+        .iter()
+        .find(|diagnostic| stranded(diagnostic))
+        .unwrap_or_else(|| panic!("{diagnostics:?}"))
+        .to_string();
     for part in [
         "25 events (",
         ") of the key phc_outs... at ",
@@ -224,7 +228,7 @@ fn the_queue_of_an_old_key_is_reported_and_can_be_adopted() {
         "remove ",
         fixture.queue.to_str().unwrap(),
     ] {
-        assert!(told.contains(part), "{told}");
+        assert!(text.contains(part), "{text}");
     }
     take(&client, "new");
     close_empty(&client);
@@ -291,10 +295,12 @@ fn is_stepped_over(file: &str, newer: impl FnOnce(&mut [u8])) {
     let before = contents(&shard);
     fixture.sink.resume();
     let client = fixture.client();
-    let told = client.diagnostics();
+    let diagnostics = client.diagnostics();
     assert!(
-        told.iter().any(|told| matches!(told, Diagnostic::QueueSkipped { path, .. } if *path == shard)),
-        "{told:?}"
+        diagnostics
+            .iter()
+            .any(|diagnostic| matches!(diagnostic, Diagnostic::QueueSkipped { path, .. } if *path == shard)),
+        "{diagnostics:?}"
     );
     let second = take(&client, "tock");
     close_empty(&client);
@@ -369,12 +375,12 @@ fn a_foreign_file_in_place_of_the_store_is_moved_and_kept() {
     let poem = "so much depends upon a red wheel barrow ".repeat(500);
     fs::write(shard.join("queue.redb"), &poem).unwrap();
     let client = fixture.client();
-    let told = client.diagnostics();
-    let aside = told.iter().find_map(|told| match told {
+    let diagnostics = client.diagnostics();
+    let aside = diagnostics.iter().find_map(|diagnostic| match diagnostic {
         Diagnostic::QueueSalvaged { path, .. } => Some(path.clone()),
         _ => None,
     });
-    let aside = aside.unwrap_or_else(|| panic!("{told:?}"));
+    let aside = aside.unwrap_or_else(|| panic!("{diagnostics:?}"));
     assert_eq!(fs::read_to_string(&aside).unwrap(), poem);
     take(&client, "tock");
     close_empty(&client);

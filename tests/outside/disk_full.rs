@@ -174,8 +174,11 @@ fn fills_up_and_drains(kind: Kind, space_before_server: bool) {
     assert!(matches!(stats.storage, StorageMode::Degraded { .. }), "{stats:?}");
     assert_eq!(stats.queued_events, all.len() as u64, "{stats:?}");
     assert!(stats.dropped_total() > 0);
-    let told = client.diagnostics();
-    assert!(told.iter().any(|told| matches!(told, Diagnostic::StorageFailing { .. })), "{told:?}");
+    let diagnostics = client.diagnostics();
+    assert!(
+        diagnostics.iter().any(|diagnostic| matches!(diagnostic, Diagnostic::StorageFailing { .. })),
+        "{diagnostics:?}"
+    );
     if space_before_server {
         disk.make_room();
         eventually("storage recovers by itself", || client.stats().storage == StorageMode::Durable);

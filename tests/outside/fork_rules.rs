@@ -92,8 +92,8 @@ fn a_capturing_callback_does_not_block_a_childs_opening() {
             let known: Arc<OnceLock<Client>> = Arc::default();
             let outcomes: Arc<Mutex<Vec<(Outcome, StorageMode)>>> = Arc::default();
             let (hook_knows, hook_tells) = (Arc::clone(&known), Arc::clone(&outcomes));
-            let hook = move |told: &Diagnostic| {
-                if let (Some(client), Diagnostic::OrphanedQueue { .. }) = (hook_knows.get(), told) {
+            let hook = move |diagnostic: &Diagnostic| {
+                if let (Some(client), Diagnostic::OrphanedQueue { .. }) = (hook_knows.get(), diagnostic) {
                     let outcome = client.capture(event("from the hook")).outcome();
                     hook_tells.lock().unwrap().push((outcome, client.stats().storage));
                 }
@@ -123,8 +123,8 @@ fn a_hook_that_opts_out_while_a_child_opens_its_queue_counts() {
             leave_stranded_queues(place, 1);
             let known: Arc<OnceLock<Client>> = Arc::default();
             let hook_knows = Arc::clone(&known);
-            let hook = move |told: &Diagnostic| {
-                if let (Some(client), Diagnostic::OrphanedQueue { .. }) = (hook_knows.get(), told) {
+            let hook = move |diagnostic: &Diagnostic| {
+                if let (Some(client), Diagnostic::OrphanedQueue { .. }) = (hook_knows.get(), diagnostic) {
                     client.opt_out();
                 }
             };

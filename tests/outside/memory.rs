@@ -33,13 +33,17 @@ fn a_queue_in_memory_says_why_and_says_what_is_lost_with_it() {
         "{:?}",
         client.diagnostics()
     );
-    let told = client.diagnostics().into_iter().find(|told| told.kind() == "in_memory").unwrap().to_string();
-    assert!(told.contains(file.to_str().unwrap()) && told.contains("in memory only"), "{told}");
+    let text =
+        client.diagnostics().into_iter().find(|diagnostic| diagnostic.kind() == "in_memory").unwrap().to_string();
+    assert!(text.contains(file.to_str().unwrap()) && text.contains("in memory only"), "{text}");
     let report = client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
     assert_eq!((report.remaining, report.persisted), (30, false));
-    let told = client.diagnostics();
-    assert!(told.iter().any(|told| matches!(told, Diagnostic::MemoryQueueLost { events: 30 })), "{told:?}");
-    assert!(told.iter().all(|told| told.kind() != "left_on_disk"), "{told:?}");
+    let diagnostics = client.diagnostics();
+    assert!(
+        diagnostics.iter().any(|diagnostic| matches!(diagnostic, Diagnostic::MemoryQueueLost { events: 30 })),
+        "{diagnostics:?}"
+    );
+    assert!(diagnostics.iter().all(|diagnostic| diagnostic.kind() != "left_on_disk"), "{diagnostics:?}");
 }
 
 #[test]

@@ -68,8 +68,8 @@ fn a_private_authority_is_trusted_only_when_it_is_configured() {
     let config = || fixture.config().host(&front.url);
     let client = Client::new(config()).unwrap();
     let uuid = take(&client, "tick");
-    let is_told = |told: &Diagnostic| matches!(told, Diagnostic::EndpointFailing { reason, .. } if reason.contains("certificate"));
-    eventually("the certificate is refused and named", || client.diagnostics().iter().any(is_told));
+    let is_reported = |found: &Diagnostic| matches!(found, Diagnostic::EndpointFailing { reason, .. } if reason.contains("certificate"));
+    eventually("the certificate is refused and named", || client.diagnostics().iter().any(is_reported));
     assert!(matches!(client.flush().wait(PATIENCE).unwrap().endpoint, EndpointStatus::Down { .. }));
     assert_eq!(client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap().remaining, 1);
     drop(client);
@@ -186,10 +186,10 @@ fn an_invalid_proxy_setting_is_reported_and_ignored() {
         |place| {
             let config = posthog::Config::new(crate::fixture::KEY).host(&place.host).queue_dir(&place.queue);
             let client = Client::new(config).unwrap();
-            let told = client.diagnostics();
+            let diagnostics = client.diagnostics();
             let names_it =
-                |told: &Diagnostic| matches!(told, Diagnostic::NetworkConfig { what } if what.contains("http_proxy"));
-            assert!(told.iter().any(names_it), "{told:?}");
+                |found: &Diagnostic| matches!(found, Diagnostic::NetworkConfig { what } if what.contains("http_proxy"));
+            assert!(diagnostics.iter().any(names_it), "{diagnostics:?}");
             take(&client, "tick");
             close_empty(&client);
         },
@@ -206,8 +206,11 @@ fn a_silent_server_costs_one_request_timeout() {
     let uuid = take(&client, "tick");
     fixture.must_have_taken(&[uuid]);
     assert!(began.elapsed() >= Duration::from_millis(300));
-    let told = client.diagnostics();
-    assert!(told.iter().any(|told| matches!(told, Diagnostic::EndpointFailing { .. })), "{told:?}");
+    let diagnostics = client.diagnostics();
+    assert!(
+        diagnostics.iter().any(|diagnostic| matches!(diagnostic, Diagnostic::EndpointFailing { .. })),
+        "{diagnostics:?}"
+    );
     close_empty(&client);
 }
 

@@ -50,7 +50,8 @@ fn the_newest_is_dropped_by_default_and_exceptions_last() {
     let stats = client.stats();
     assert_eq!(stats.queued_events, taken.len() as u64);
     assert!(stats.dropped.iter().all(|(reason, _)| *reason == DropReason::QueueFull), "{:?}", stats.dropped);
-    let is_named = |told: &Diagnostic| matches!(told, Diagnostic::Dropped { event, .. } if event == "filling");
+    let is_named =
+        |diagnostic: &Diagnostic| matches!(diagnostic, Diagnostic::Dropped { event, .. } if event == "filling");
     assert!(client.diagnostics().iter().any(is_named), "{:?}", client.diagnostics());
     fixture.sink.resume();
     let _ = client.flush().wait(PATIENCE);
@@ -76,8 +77,11 @@ fn the_oldest_make_room_and_exceptions_go_last() {
     let stats = client.stats();
     assert!(stats.evicted >= 250 && stats.queued_events <= 125, "{stats:?}");
     assert_eq!((stats.imbalance(), stats.accepted), (0, 402), "{stats:?}");
-    let told = client.diagnostics();
-    assert!(told.iter().any(|told| matches!(told, Diagnostic::Evicted { for_age: false, .. })), "{told:?}");
+    let diagnostics = client.diagnostics();
+    assert!(
+        diagnostics.iter().any(|diagnostic| matches!(diagnostic, Diagnostic::Evicted { for_age: false, .. })),
+        "{diagnostics:?}"
+    );
     fixture.sink.resume();
     eventually("the rest is delivered", || {
         let _ = client.flush().wait(PATIENCE);
@@ -181,8 +185,11 @@ fn age_gives_up_only_what_was_tried() {
         let _ = client.flush().wait(PATIENCE);
         client.stats().evicted >= 10
     });
-    let told = client.diagnostics();
-    assert!(told.iter().any(|told| matches!(told, Diagnostic::Evicted { for_age: true, .. })), "{told:?}");
+    let diagnostics = client.diagnostics();
+    assert!(
+        diagnostics.iter().any(|diagnostic| matches!(diagnostic, Diagnostic::Evicted { for_age: true, .. })),
+        "{diagnostics:?}"
+    );
     assert_eq!(client.stats().imbalance(), 0);
     client.shutdown(Duration::ZERO).wait(PATIENCE).unwrap();
 }

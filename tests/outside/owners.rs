@@ -58,17 +58,17 @@ fn a_shard_of_root_hides_no_shard_of_the_user() {
         |_| Terms::default().run_as_nobody(),
         |place| {
             let delivered = Arc::new(AtomicUsize::new(0));
-            let heard = Arc::clone(&delivered);
+            let counted = Arc::clone(&delivered);
             let config =
-                place.config().on_delivery(move |told| _ = heard.fetch_add(told.uuids.len(), Ordering::SeqCst));
+                place.config().on_delivery(move |notice| _ = counted.fetch_add(notice.uuids.len(), Ordering::SeqCst));
             let client = Client::new(config).unwrap();
             assert!(client.stats().dir.unwrap().ends_with("shard-1"), "{:?}", client.stats());
-            let told = client.diagnostics();
-            let skipped = |told: &&Diagnostic| {
-                matches!(told, Diagnostic::QueueSkipped { path, why }
+            let diagnostics = client.diagnostics();
+            let skipped = |diagnostic: &&Diagnostic| {
+                matches!(diagnostic, Diagnostic::QueueSkipped { path, why }
                     if path.ends_with("shard-0") && why.contains("Permission denied"))
             };
-            assert_eq!(told.iter().filter(skipped).count(), 1, "{told:?}");
+            assert_eq!(diagnostics.iter().filter(skipped).count(), 1, "{diagnostics:?}");
             eventually("the orphan behind it is delivered, too", || {
                 let _ = client.flush().wait(PATIENCE);
                 delivered.load(Ordering::SeqCst) == 20
@@ -152,9 +152,9 @@ fn a_shard_or_a_file_of_another_user_is_skipped() {
         lchown(&path, Some(NOBODY), None).unwrap();
         let client = fixture.client();
         assert!(client.stats().dir.unwrap().ends_with("shard-1"), "{planted}");
-        let told = client.diagnostics();
-        let skipped = |told: &Diagnostic| matches!(told, Diagnostic::QueueSkipped { path, why } if *path == shard && why.contains("belongs to user"));
-        assert!(told.iter().any(skipped), "{planted}: {told:?}");
+        let diagnostics = client.diagnostics();
+        let skipped = |found: &Diagnostic| matches!(found, Diagnostic::QueueSkipped { path, why } if *path == shard && why.contains("belongs to user"));
+        assert!(diagnostics.iter().any(skipped), "{planted}: {diagnostics:?}");
         take(&client, "own");
         close_empty(&client);
         drop(client);
@@ -170,10 +170,10 @@ fn a_shard_or_a_file_of_another_user_is_skipped() {
 fn a_directory_above_that_others_may_write_to_is_reported() {
     let exposed = |fixture: &Fixture| {
         let client = fixture.client();
-        let told = client.diagnostics();
+        let diagnostics = client.diagnostics();
         close_empty(&client);
-        told.into_iter().find_map(|told| match told {
-            Diagnostic::QueueDirExposed { ref path, .. } => Some((path.clone(), told.to_string())),
+        diagnostics.into_iter().find_map(|diagnostic| match diagnostic {
+            Diagnostic::QueueDirExposed { ref path, .. } => Some((path.clone(), diagnostic.to_string())),
             _ => None,
         })
     };

@@ -42,7 +42,7 @@ impl Forked {
     }
 
     /// Sends a signal to the child.
-    pub(crate) fn tell(&self, signal: Signal) {
+    pub(crate) fn send(&self, signal: Signal) {
         kill(self.0, signal).unwrap();
     }
 

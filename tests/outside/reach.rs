@@ -14,8 +14,8 @@ fn is_degraded(client: &Client) -> bool {
     matches!(client.stats().storage, StorageMode::Degraded { problem } if problem.contains("out of reach"))
 }
 
-fn failures_told(client: &Client) -> usize {
-    client.diagnostics().iter().filter(|told| told.kind() == "storage_failing").count()
+fn failures_reported(client: &Client) -> usize {
+    client.diagnostics().iter().filter(|diagnostic| diagnostic.kind() == "storage_failing").count()
 }
 
 #[test]
@@ -33,7 +33,7 @@ fn a_directory_moved_away_and_back_is_reported_once() {
     assert_eq!(client.capture(event("persisted")).persisted().wait(PATIENCE), Ok(()));
     eventually("they are delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
     assert!(is_degraded(&client), "{:?}", client.stats().storage);
-    assert_eq!(failures_told(&client), 1, "{:?}", client.diagnostics());
+    assert_eq!(failures_reported(&client), 1, "{:?}", client.diagnostics());
     fs::rename(&away, &fixture.queue).unwrap();
     eventually("it is back", || client.stats().storage == StorageMode::Durable);
     take(&client, "after");
@@ -56,7 +56,7 @@ fn goes_on_after(place: &Place, step: impl FnOnce()) {
     assert_eq!(client.capture(event("persisted")).persisted().wait(PATIENCE), Ok(()));
     eventually("they are delivered", || client.flush().wait(PATIENCE).unwrap().remaining == 0);
     eventually("the mode says so", || is_degraded(&client));
-    assert_eq!(failures_told(&client), 1, "{:?}", client.diagnostics());
+    assert_eq!(failures_reported(&client), 1, "{:?}", client.diagnostics());
     close_empty(&client);
 }
 

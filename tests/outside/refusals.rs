@@ -40,15 +40,15 @@ fn one_bad_event_is_dead_lettered_and_the_others_delivered() {
     let fixture = Fixture::new();
     fixture.sink.stop();
     fixture.sink.refuse_if(|event| event["event"] == "poison", 400, WORDS);
-    let told = Arc::new(Mutex::new((Vec::new(), 0)));
-    let ear = Arc::clone(&told);
+    let notices = Arc::new(Mutex::new((Vec::new(), 0)));
+    let seen = Arc::clone(&notices);
     let client = Client::new(fixture.config().on_delivery(move |delivery| {
-        let mut told = ear.lock().unwrap();
+        let mut seen = seen.lock().unwrap();
         match delivery.outcome {
             DeliveryOutcome::DeadLettered { status, reason } => {
-                told.0.push((delivery.uuids.to_vec(), status, reason.to_owned()))
+                seen.0.push((delivery.uuids.to_vec(), status, reason.to_owned()))
             }
-            _ => told.1 += delivery.uuids.len(),
+            _ => seen.1 += delivery.uuids.len(),
         }
     }))
     .unwrap();
@@ -60,7 +60,7 @@ fn one_bad_event_is_dead_lettered_and_the_others_delivered() {
     fixture.must_have_taken(&uuids);
     let stats = client.stats();
     assert_eq!((stats.delivered, stats.dead_lettered), (120, 1), "{stats:?}");
-    let (dead_lettered, delivered) = told.lock().unwrap().clone();
+    let (dead_lettered, delivered) = notices.lock().unwrap().clone();
     assert_eq!(dead_lettered, [(vec![poison], 400, WORDS.to_owned())]);
     assert_eq!(delivered, 120);
     let diagnostic = Diagnostic::DeadLettered { uuid: poison, status: 400, reason: WORDS.into() };
@@ -84,7 +84,7 @@ fn a_request_too_large_is_split_until_it_fits() {
     let stats = client.stats();
     assert_eq!((stats.delivered, stats.dead_lettered), (30, 1), "{stats:?}");
     let dead_lettered =
-        |told: &Diagnostic| matches!(told, Diagnostic::DeadLettered { uuid, status: 413, .. } if *uuid == giant);
+        |found: &Diagnostic| matches!(found, Diagnostic::DeadLettered { uuid, status: 413, .. } if *uuid == giant);
     assert!(client.diagnostics().iter().any(dead_lettered), "{:?}", client.diagnostics());
     close_empty(&client);
 }
@@ -141,8 +141,9 @@ fn pauses_and_resumes(status: u16, body: &str) {
     // The first request may have any size; the probes after it are small.
     let probes = fixture.sink.inspect(|state| state.requests()[1..].iter().map(|r| r.event_count).collect::<Vec<_>>());
     assert!(probes.iter().all(|events| *events <= 10), "{probes:?}");
-    let told = client.diagnostics().into_iter().filter(|told| matches!(told, Diagnostic::Paused { .. })).count();
-    assert_eq!(told, 1, "reported once per pause");
+    let paused =
+        client.diagnostics().into_iter().filter(|diagnostic| matches!(diagnostic, Diagnostic::Paused { .. })).count();
+    assert_eq!(paused, 1, "reported once per pause");
     assert_eq!((client.stats().dead_lettered, client.stats().queued_events), (0, 90));
     fixture.sink.default_answer(Answer::ok());
     drain(&client);
@@ -172,7 +173,8 @@ fn a_bad_event_alone_in_the_queue_waits_for_evidence() {
     fixture.sink.refuse_if(|event| event["event"] == "poison", 400, WORDS);
     let client = fixture.client();
     let poison = take(&client, "poison");
-    let suspected = |told: &Diagnostic| matches!(told, Diagnostic::Quarantined { uuid, .. } if *uuid == poison);
+    let suspected =
+        |diagnostic: &Diagnostic| matches!(diagnostic, Diagnostic::Quarantined { uuid, .. } if *uuid == poison);
     eventually("it is quarantined", || client.diagnostics().iter().any(suspected));
     assert_eq!((client.stats().dead_lettered, client.stats().queued_events), (0, 1));
     let fine = captured(&client, 1);

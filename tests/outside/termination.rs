@@ -197,7 +197,7 @@ fn a_child_dies_of_sigterm_at_once_and_its_parent_goes_on() {
             // Even with `AfterDrain::App`: the application's thread does not exist in the child.
             drain_on_terminate(DrainOptions::new().exit(AfterDrain::App)).unwrap();
             let child = forked(sleep_until_killed);
-            child.tell(Signal::SIGTERM);
+            child.send(Signal::SIGTERM);
             child.must_die_of(Signal::SIGTERM);
             take(&client, "tick");
             assert_eq!(client.stats().queued_events, 2, "nothing was sent for it");

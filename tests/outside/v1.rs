@@ -123,11 +123,11 @@ fn http_02_results_empty_the_queue_and_drops_are_dead_letters() {
     let dead = client.dead_letters(9).remove(0);
     assert_eq!((dead.status, dead.reason.as_str()), (200, "event_name_too_long"));
     assert_eq!(dead.event["uuid"], uuids[1].to_string());
-    let told = client.diagnostics();
+    let diagnostics = client.diagnostics();
     let dead_lettered = Diagnostic::DeadLettered { uuid: uuids[1], status: 200, reason: "event_name_too_long".into() };
     let warned =
         Diagnostic::DeliveryWarning { uuid: uuids[2], events: 1, details: "person_processing_disabled".into() };
-    assert!(told.contains(&dead_lettered) && told.contains(&warned), "{told:?}");
+    assert!(diagnostics.contains(&dead_lettered) && diagnostics.contains(&warned), "{diagnostics:?}");
     close_empty(&client);
     assert_eq!(fixture.sink.requests().len(), 1);
 }
@@ -142,11 +142,11 @@ fn missing_and_unknown_results_count_as_accepted() {
     assert!(client.dead_letters(9).is_empty());
     for (uuid, beginning) in [(uuids[0], "no result in the response"), (uuids[2], r#"unknown result "later": busy, "#)]
     {
-        let is_told = |told: &Diagnostic| {
-            matches!(told, Diagnostic::DeliveryWarning { uuid: first, events: 1, details }
+        let is_reported = |diagnostic: &Diagnostic| {
+            matches!(diagnostic, Diagnostic::DeliveryWarning { uuid: first, events: 1, details }
                 if *first == uuid && details.starts_with(beginning))
         };
-        assert_eq!(client.diagnostics().iter().filter(|told| is_told(told)).count(), 1, "{beginning}");
+        assert_eq!(client.diagnostics().iter().filter(|diagnostic| is_reported(diagnostic)).count(), 1, "{beginning}");
     }
     close_empty(&client);
     assert_eq!(fixture.sink.requests().len(), 1, "neither is tried again");
@@ -221,9 +221,15 @@ fn a_response_that_is_not_of_v1_loses_nothing() {
     fixture.must_have_taken(&[uuid]);
     close_empty(&client);
     assert_eq!((client.stats().delivered, client.stats().dead_lettered), (1, 0));
-    let portals =
-        client.diagnostics().into_iter().filter(|told| matches!(told, Diagnostic::NotPostHog { status: 200, .. }));
-    assert_eq!((portals.count(), client.stats().failed_attempts), (1, answers.len() as u64), "told once, and counted");
+    let portals = client
+        .diagnostics()
+        .into_iter()
+        .filter(|diagnostic| matches!(diagnostic, Diagnostic::NotPostHog { status: 200, .. }));
+    assert_eq!(
+        (portals.count(), client.stats().failed_attempts),
+        (1, answers.len() as u64),
+        "reported once, and counted"
+    );
 }
 
 #[test]

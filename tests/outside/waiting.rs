@@ -183,7 +183,7 @@ fn captures_racing_a_shutdown_are_delivered_or_dropped() {
 fn the_last_client_may_be_dropped_inside_on_delivery() {
     let fixture = Fixture::new();
     let held: Arc<Mutex<Option<Client>>> = Arc::default();
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let inside = Arc::clone(&held);
     let client = Client::new(fixture.config().on_delivery(move |_| {
         let last = inside.lock().unwrap().take();
@@ -191,13 +191,13 @@ fn the_last_client_may_be_dropped_inside_on_delivery() {
         // The flush needs this thread, so a wait on this thread returns at once.
         let flush = last.as_ref().map(|client| client.flush().wait(PATIENCE));
         drop(last);
-        let _ = tell.send((flush, began.elapsed()));
+        let _ = sender.send((flush, began.elapsed()));
     }))
     .unwrap();
     *held.lock().unwrap() = Some(client.clone());
     take(&client, "tick");
     drop(client);
-    let (flush, took) = told.recv_timeout(PATIENCE).unwrap();
+    let (flush, took) = receiver.recv_timeout(PATIENCE).unwrap();
     assert_eq!(flush, Some(Err(WaitTimeout)));
     assert!(took < SOON, "{took:?}");
     // The lock of the shard was released, and the delivered event was acked.
@@ -213,18 +213,18 @@ fn the_last_client_may_be_dropped_inside_a_diagnostic_hook() {
     let fixture = Fixture::new();
     fixture.sink.stop();
     let held: Arc<Mutex<Option<Client>>> = Arc::default();
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let inside = Arc::clone(&held);
     let client = Client::new(fixture.config().on_diagnostic(move |_| {
         let last = inside.lock().unwrap().take();
         drop(last);
-        let _ = tell.send(());
+        let _ = sender.send(());
     }))
     .unwrap();
     let uuid = take(&client, "tick");
     *held.lock().unwrap() = Some(client.clone());
     drop(client);
-    told.recv_timeout(PATIENCE).unwrap();
+    receiver.recv_timeout(PATIENCE).unwrap();
     fixture.sink.resume();
     eventually("the next client delivers", || {
         let next = fixture.client();

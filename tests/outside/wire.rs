@@ -103,9 +103,15 @@ fn whatever_is_no_verdict_on_an_event_is_tried_again() {
     assert_eq!(client.stats().delivered, 2);
     let given = fixture.sink.inspect(|state| state.requests().iter().map(|request| request.status).collect::<Vec<_>>());
     assert!(given.starts_with(&statuses), "{given:?}");
-    let told = client.diagnostics();
-    assert!(told.iter().any(|told| matches!(told, Diagnostic::EndpointFailing { .. })), "{told:?}");
-    assert!(told.iter().any(|told| matches!(told, Diagnostic::EndpointRecovered)), "{told:?}");
+    let diagnostics = client.diagnostics();
+    assert!(
+        diagnostics.iter().any(|diagnostic| matches!(diagnostic, Diagnostic::EndpointFailing { .. })),
+        "{diagnostics:?}"
+    );
+    assert!(
+        diagnostics.iter().any(|diagnostic| matches!(diagnostic, Diagnostic::EndpointRecovered)),
+        "{diagnostics:?}"
+    );
 }
 
 #[test]
@@ -116,7 +122,7 @@ fn a_login_page_instead_of_posthog_is_no_delivery() {
     let uuid = take(&client, "tick");
     fixture.must_have_taken(&[uuid]);
     close_empty(&client);
-    let portal = |told: &Diagnostic| matches!(told, Diagnostic::NotPostHog { status: 200, snippet, .. } if snippet.contains("log in"));
+    let portal = |found: &Diagnostic| matches!(found, Diagnostic::NotPostHog { status: 200, snippet, .. } if snippet.contains("log in"));
     assert!(client.diagnostics().iter().any(portal), "{:?}", client.diagnostics());
 }
 
@@ -185,8 +191,8 @@ fn a_quota_that_posthog_enforces_is_reported() {
     fixture.sink.script([Answer::ok().body(r#"{"status":1,"quota_limited":["events","recordings"]}"#)]);
     let client = fixture.client();
     take(&client, "tick");
-    let told = Diagnostic::QuotaLimited { kinds: vec!["events".into(), "recordings".into()] };
-    eventually("the diagnostic", || client.diagnostics().contains(&told));
+    let limited = Diagnostic::QuotaLimited { kinds: vec!["events".into(), "recordings".into()] };
+    eventually("the diagnostic", || client.diagnostics().contains(&limited));
     close_empty(&client);
 }
 

@@ -154,7 +154,9 @@ fn a_refused_event_is_found_and_the_rest_is_delivered() {
     harness.advance(60 * SECOND);
     harness.deliver();
     assert_eq!(harness.server().taken().len() + harness.client().dead_letters(9).len(), 2);
-    assert!(harness.client().diagnostics().iter().any(|told| matches!(told, Diagnostic::Quarantined { .. })));
+    assert!(
+        harness.client().diagnostics().iter().any(|diagnostic| matches!(diagnostic, Diagnostic::Quarantined { .. }))
+    );
 }
 
 #[test]

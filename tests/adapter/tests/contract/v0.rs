@@ -11,7 +11,7 @@ use super::driver::{Adapter, FIRST_RETRY, Test};
 
 async fn events_have_the_wire_shape(test: &Test<'_>) {
     test.init(json!({ "flush_at": 3 })).await;
-    let told = test.capture(json!({ "properties": { "plan": "pro", "n": 3 } })).await;
+    let receipt = test.capture(json!({ "properties": { "plan": "pro", "n": 3 } })).await;
     test.flush().await;
     let request = test.at_least(1).await.remove(0);
     assert_eq!((request.method.as_str(), request.path.trim_end_matches('/')), ("POST", "/batch"));
@@ -19,7 +19,7 @@ async fn events_have_the_wire_shape(test: &Test<'_>) {
     assert_eq!(request.header("content-type"), Some("application/json"));
     let event = test.sink.events().remove(0);
     assert_eq!((event.event.as_str(), event.distinct_id.as_str()), ("tick", "user_1"));
-    assert_eq!(told["uuid"], event.uuid.to_string());
+    assert_eq!(receipt["uuid"], event.uuid.to_string());
     assert_eq!((&event.properties["plan"], &event.properties["n"]), (&json!("pro"), &json!(3)));
     assert_eq!(event.properties["$lib"], "posthog-durable");
     assert!(event.timestamp.ends_with('Z'), "{}", event.timestamp);
