@@ -3,8 +3,8 @@
 //! They show that an event whose `capture` returned `Accepted` reaches PostHog, at whatever moment the process dies,
 //! and that crashes are reported.
 //!
-//! - The *victim* (a program of this package) captures through the real client, and writes `acknowledged` to its stdout only
-//!   after `capture` has returned ([`protocol`]).
+//! - The *victim* (a program of this package) captures through the real client, and writes `acknowledged` to its stdout
+//!   only after `capture` has returned ([`protocol`]).
 //! - A [`VictimRun`] is one run of the victim. A [`Fixture`] is a queue directory and a PostHog stand-in that the runs
 //!   of a scenario share, one after another or at the same time.
 //! - A [`scenario`] starts runs and kills them: at a named crash point of the library, at a random moment, during
@@ -12,10 +12,10 @@
 //! - The [`oracle`] compares the victims' output with what the stand-in received.
 //! - [`crash_reports`] is about processes that die of panics and faults, and what the next start reports.
 //!
-//! The oracle checks that every acknowledged event is at the stand-in with its properties; that no refused event is; that at
-//! most one event per thread arrived without having been acknowledged, the one whose acknowledgement the kill cut off; that an
-//! event that arrived twice has the same uuid, name, distinct id, timestamp and properties; and that the ledger
-//! balances and agrees with the stand-in.
+//! The oracle checks that every acknowledged event is at the stand-in with its properties; that no refused event is;
+//! that at most one event per thread arrived without having been acknowledged, the one whose acknowledgement the kill
+//! cut off; that an event that arrived twice has the same uuid, name, distinct id, timestamp and properties; and that
+//! the ledger balances and agrees with the stand-in.
 //!
 //! `cargo test` runs a short set of everything; `cargo run -p crash-tests --release --bin runner -- --kills 500` the
 //! long one. Both fail if a crash point was not reached by any run.

@@ -20,7 +20,7 @@ pub struct Rules {
     pub evicts: bool,
 }
 
-/// Whether a stand-in with poison refuses this event. There are so many that few whole batches are accepted.
+/// Whether a stand-in with poison refuses this event: one in 40 of each thread, so that many batches contain one.
 pub fn is_poison(key: &Key) -> bool {
     key.n % 40 == 13
 }
@@ -43,7 +43,7 @@ pub struct History {
 pub struct Summary {
     /// Runs that ended by SIGKILL.
     pub kills: u32,
-    /// Acknowledged events, all of which are at the stand-in.
+    /// Acknowledged events. Each has arrived at the stand-in, unless the [`Rules`] allow another end.
     pub acknowledged: usize,
     /// Events that arrived again with the same uuid.
     pub duplicates: u64,
@@ -123,7 +123,8 @@ pub fn findings(history: &History, events: &[Event], rules: Rules) -> Vec<String
 }
 
 /// What is wrong with the sum of all shards' ledgers, once everything was delivered. `has_arrived` says whether the
-/// stand-in has a uuid, `unique` how many it has, and `cut_off` how many threads a kill may have cut off.
+/// stand-in has a uuid, and `unique` how many it has. `cut_off` is the maximum number of accepted events whose
+/// acknowledgement a kill has cut off.
 pub fn ledger_findings(
     ledger: &Ledger,
     history: &History,
@@ -152,8 +153,8 @@ pub fn ledger_findings(
             may_be_more(rules.poison, poison).contains(&dead_lettered),
             "has another number of dead letters than the stand-in refused",
         ),
-        (evictions.contains(&evicted), "does not count the evicted events"),
-        (may_be_more(true, acknowledged).contains(&accepted), "counts fewer accepted events than were acknowledged"),
+        (evictions.contains(&evicted), "has a wrong number of evicted events"),
+        (may_be_more(true, acknowledged).contains(&accepted), "counts too few or too many accepted events"),
         (!delivered_wrongly, "counts another number of delivered events than arrived"),
     ];
     let broken = rules.iter().filter(|(holds, _)| !holds);

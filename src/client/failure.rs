@@ -37,7 +37,7 @@ pub(super) fn explain(error: StartError, place: &Place) -> Error {
     let path = place.dir.clone();
     match error {
         StartError::Queue(source) => unusable(source, place),
-        StartError::Transport(source) => unreachable_endpoint(source),
+        StartError::Transport(source) => unusable_transport(source),
         StartError::Thread(source) => Error::Resources(source),
         StartError::Timeout => Error::Timeout { path },
         StartError::Panicked => {
@@ -48,7 +48,7 @@ pub(super) fn explain(error: StartError, place: &Place) -> Error {
 }
 
 /// Names the setting to be corrected.
-fn unreachable_endpoint(error: TransportError) -> Error {
+fn unusable_transport(error: TransportError) -> Error {
     match error {
         TransportError::BadProxy { reason } => {
             Error::config("proxy", format!("is not usable: {reason}; give http://[user:password@]host[:port]"))

@@ -1,8 +1,8 @@
 //! The process-wide client, and free functions for its everyday calls.
 //!
 //! Each free function is the method of [`Client`] with the same name. Before [`init`] there is no client; then events
-//! are `Dropped(NotInitialized)`, flags have no values, and calls that change a client do nothing. What is lost by that
-//! is logged once.
+//! are `Dropped(NotInitialized)`, flags have no values, and calls that change a client do nothing. The first dropped
+//! event is logged, and so is the first call of each of [`register`], [`opt_out`] and [`opt_in`].
 
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
@@ -69,7 +69,7 @@ pub fn client() -> Option<Client> {
     with(|client| client.cloned())
 }
 
-/// Calls with the process-wide client, or in a test with the one that stands in for it.
+/// Passes the process-wide client to `call`, or in a test the client that stands in for it.
 #[inline]
 pub(crate) fn with<T>(call: impl FnOnce(Option<&Client>) -> T) -> T {
     #[cfg(feature = "testing")]
@@ -160,7 +160,7 @@ pub fn group_identify(group_type: impl AsRef<str>, group_key: impl Serialize, pr
 
 /// [`Client::capture_exception`] with the process-wide client. Before [`init`] it is `Dropped(NotInitialized)`, as with
 /// [`capture`].
-// The frames of these functions mark the edge of the stack.
+// None of these functions is inlined, because their frames mark the edge of the stack.
 #[inline(never)]
 #[track_caller]
 pub fn capture_exception<E: StdError + ?Sized>(error: &E) -> Receipt {
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_before_init_have_the_values_of_no_flag() {
+    fn flags_before_init_have_no_values() {
         assert_eq!(is_feature_enabled("flag", "user_1").wait(AT_ONCE), Ok(false));
         assert_eq!(is_feature_enabled_or("flag", "user_1", true).wait(AT_ONCE), Ok(true));
         assert_eq!(get_feature_flag("flag", "user_1").wait(AT_ONCE), Ok(None));

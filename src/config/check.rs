@@ -151,7 +151,7 @@ impl Config {
             project(&self.api_key, &self.host).map_err(|error| self.naming_its_variable(error))?;
         let mut also = Vec::new();
         if let Some(given) = replaced {
-            // Versions before the host was replaced named their queues by the app's host.
+            // Earlier versions of this library did not replace the host and named their queues by the given one.
             also.push(Project { host: given.clone(), ..project.clone() });
             diagnostics.push(Diagnostic::HostReplaced { given, used: project.host.clone() });
         }
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn a_release_has_an_id_of_the_environment_or_a_name() {
+    fn a_release_has_an_id_of_the_environment_a_name_or_both() {
         let named = |config: Config, id: &str| {
             let var = |name: &str| (name == "POSTHOG_RELEASE_ID").then(|| id.to_owned());
             let pairs = config.release_properties(var).unwrap();
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disabled_client_needs_nothing_to_be_right() {
+    fn a_disabled_client_has_no_pipeline() {
         assert!(Config::disabled().check().unwrap().pipeline.is_none());
     }
 }

@@ -28,8 +28,8 @@
 //! # Rules
 //!
 //! * A batch has whole chunks as far as they fit; with V1 no uuid twice.
-//! * A request is built anew for each attempt: `sent_at`, or V1's header for it, is the time of that attempt, for the
-//!   server moves every event by it.
+//! * A request is built anew for each attempt: `sent_at`, or V1's header for it, is the time of that attempt,
+//!   because the server corrects the timestamps of the events by it.
 //! * Nothing pending means no timer. Monotonic time is tokio's, whose timers we sleep by; wall time is the `Clock`'s.
 //! * An engine that panics is replaced (`engine.rs`); what it had read is read again.
 //! * User code (`on_delivery`, callbacks of `flush` and `stop`) runs on this task, outside all locks; its panics are
@@ -103,14 +103,15 @@ pub(crate) trait Source: Send + Sync + 'static {
     /// Number of events that wait for delivery, as last committed: for reports, which must not wait for a lock.
     fn waiting(&self) -> u64;
 
-    /// Decides over a leased row. The commit comes later, but the row is not leased again. What the ack keeps is a
-    /// leased row too, to be acked or released.
+    /// Applies the decision on a leased row. It is committed later, but the row is not leased again. The row that the
+    /// ack keeps is leased too, and has to be acked or released.
     fn ack(&self, ack: Ack);
 
     /// Ends a lease without a decision: the row can be leased again, and until then evicted.
     fn release(&self, row: ChunkRef);
 
-    /// All that is left of that queue is in quarantine. Returns `true` if the queue is given up in favour of another.
+    /// Everything left in the queue `origin` is in quarantine. Returns `true` if that queue is given up in favour of
+    /// another.
     fn stuck(&self, origin: u32) -> bool;
 
     /// The pace has changed. `next_attempt` is the `Retry-After` deadline, which the next process honours
@@ -155,7 +156,7 @@ pub(crate) struct DeliveryOptions {
     pub(crate) protocol: CaptureProtocol,
     /// The compression of bodies, where the endpoint supports it.
     pub(crate) compression: Compression,
-    /// Whether the query too states that V0 bodies are compressed.
+    /// Whether the query string states, in addition to the header, that V0 bodies are compressed.
     pub(crate) gzip_in_query: bool,
     /// Events in one request.
     pub(crate) max_batch_events: usize,

@@ -16,7 +16,8 @@ use crate::sys::backoff::{Backoff, SHORTEST, doubled, jitter};
 const COOLDOWN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(150));
 /// The range of the wait after an event has failed alone for the first time.
 const QUARANTINE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(5));
-/// The longest wait, during an outage, before an event that has not failed is probed; and once many have failed.
+/// The longest wait, during an outage, before an event that has not failed is probed: at first, and after
+/// [`MANY_FRESH_PROBES`] failures.
 const FRESH_PROBE: (Duration, Duration) = (Duration::from_secs(8), Duration::from_secs(20));
 /// The number of failures, beyond the first cycle of attempts, that counts as many.
 const MANY_FRESH_PROBES: u32 = 20;
@@ -85,7 +86,7 @@ pub(super) enum Health {
     Backoff { until: Instant },
     /// It failed a whole cycle.
     Cooldown { until: Instant },
-    /// It refuses the key, the quota or the encoding.
+    /// It refuses the key or the encoding, or a quota is used up.
     Paused { status: u16, until: Instant },
 }
 
@@ -130,7 +131,7 @@ impl Pace {
         }
     }
 
-    /// There is a backlog at the start.
+    /// Delays the first request of a process that finds a backlog, by a random time up to `first_send_jitter`.
     pub(super) fn delay_first_send(&mut self, now: Instant, rng: &mut impl Rng) {
         let wait = jitter(Duration::ZERO, self.options.first_send_jitter, rng);
         if !wait.is_zero() {
@@ -195,7 +196,7 @@ impl Pace {
         rng: &mut impl Rng,
     ) -> bool {
         let asked = self.asked_to_wait(now, retry_after, rng);
-        if !self.ends_round(now, ticket) {
+        if !self.ends_generation(now, ticket) {
             return false;
         }
         if ticket.forced {
@@ -226,9 +227,10 @@ impl Pace {
         Some(until)
     }
 
-    /// The key or the quota was refused. False if that is no news, as for `failed`.
+    /// The key or the encoding was refused, or a quota is used up. Returns `false` if the request was sent before a
+    /// failure that was counted already.
     pub(super) fn paused(&mut self, now: Instant, ticket: Ticket, status: u16, rng: &mut impl Rng) -> bool {
-        if !self.ends_round(now, ticket) {
+        if !self.ends_generation(now, ticket) {
             return false;
         }
         let until = match self.health {
@@ -274,7 +276,7 @@ impl Pace {
         until.max(self.retry_after_deadline(now))
     }
 
-    /// Whether a flush makes no request: it may not, or the answer is known.
+    /// Whether a flush sends no request: a `Retry-After` deadline forbids it, or a request has just failed.
     pub(super) fn flush_is_futile(&self, now: Instant) -> bool {
         let fresh = self.last_failure.is_some_and(|at| now.saturating_duration_since(at) < FRESH_FAILURE);
         self.retry_after_deadline(now).is_some() || (self.health != Health::Up && fresh)
@@ -291,7 +293,7 @@ impl Pace {
     }
 
     /// Ends the generation of `ticket`. Returns `false` if it has ended already: then the failure changes nothing more.
-    fn ends_round(&mut self, now: Instant, ticket: Ticket) -> bool {
+    fn ends_generation(&mut self, now: Instant, ticket: Ticket) -> bool {
         if ticket.generation != self.generation {
             return false;
         }
@@ -320,9 +322,8 @@ pub(super) fn cooldown_time(nth: u32, rng: &mut impl Rng) -> Duration {
     jitter(shortest, shortest * 2, rng)
 }
 
-/// The wait after a failure before an event that has not failed is probed ahead of time, given the failures in a row.
-/// It exceeds the backoffs of a cycle; then it is 1-2 s some times, 2-4 s, 4-8 s for a minute, and from then on 10-20
-/// s.
+/// The wait after `failures` failures in a row before an event that has not failed is probed ahead of time. With the
+/// default options it is 1-2 s until the 8th failure, 2-4 s until the 13th, 4-8 s until the 23rd, and then 10-20 s.
 pub(super) fn fresh_probe_wait(options: &PaceOptions, failures: u32, rng: &mut impl Rng) -> Duration {
     let beyond = failures.saturating_sub(options.max_retries.saturating_add(1));
     let most = if beyond < MANY_FRESH_PROBES { FRESH_PROBE.0 } else { FRESH_PROBE.1 };

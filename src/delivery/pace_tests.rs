@@ -16,14 +16,14 @@ impl World {
         Self { pace: Pace::new(PaceOptions::default()), now: Instant::now(), rng: StdRng::seed_from_u64(seed) }
     }
 
-    /// The next request's ticket, waiting for it as long as it takes; and how long that was.
+    /// Waits until the next request may be sent. Returns its ticket, whether it must be small, and the wait.
     fn next(&mut self) -> (Ticket, bool, Duration) {
         let before = self.now;
         loop {
             match self.pace.permit(self.now, 0, false) {
                 Permit::Send { ticket, small } => return (ticket, small, self.now - before),
                 Permit::Wait(until) => self.now = until,
-                Permit::Full => panic!("nothing is under way"),
+                Permit::Full => panic!("no request is in flight"),
             }
         }
     }
@@ -86,7 +86,7 @@ fn a_retry_after_is_kept_to_the_second_and_capped_at_an_hour() {
 }
 
 #[test]
-fn a_retry_after_is_not_broken_by_a_flush_and_ends_with_success() {
+fn a_retry_after_is_not_shortened_by_a_flush() {
     let mut world = World::new(3);
     let (ticket, ..) = world.next();
     world.fail(ticket, Some(60));
@@ -99,10 +99,10 @@ fn a_retry_after_is_not_broken_by_a_flush_and_ends_with_success() {
 }
 
 #[test]
-fn a_retry_after_outlasts_a_response_that_was_under_way() {
+fn a_retry_after_outlasts_acceptance_in_the_same_generation() {
     let mut world = World::new(0);
     let (ticket, ..) = world.next();
-    // One event is answered with a Retry-After while others pass: its failure ends no generation.
+    // A response with a Retry-After for one event accepts the others, so the generation does not end.
     world.pace.asked_to_wait(world.now, Some(Duration::from_secs(30)), &mut world.rng);
     world.pace.responded(ticket);
     world.pace.accepted(ticket);
@@ -151,7 +151,7 @@ fn a_probe_goes_alone_and_the_window_opens_again_step_by_step() {
 }
 
 #[test]
-fn a_flush_ends_a_cooldown_early_and_is_no_attempt() {
+fn only_a_flush_that_succeeds_ends_a_cooldown_early() {
     let mut world = World::new(7);
     for _ in 0..4 {
         let (ticket, ..) = world.next();

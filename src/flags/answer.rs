@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_there_that_was_not_asked_for() {
+    fn a_merge_contains_only_requested_flags() {
         let remote = Answer { flags: flags(&[("a", "theirs"), ("b", "theirs")], false), ..Answer::default() };
         let keys = ["b".to_owned(), "d".to_owned()];
         let merged = merge(flags(&[("c", "ours"), ("d", "ours")], true), &remote, Some(&keys));

@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | `log` | `log` | a logger for the crate `log`: errors become exceptions, other records breadcrumbs |
 //! | `tracing` | `tracing` | a layer for `tracing-subscriber`: errors become exceptions, other events breadcrumbs |
-//! | `tower` | `tower` | a [`Context`](crate::Context) for each HTTP request, and exceptions for responses of failed ones, with axum, tonic, hyper and others |
+//! | `tower` | `tower` | a [`Context`](crate::Context) for each HTTP request, and exceptions for failed requests, with axum, tonic, hyper and others |
 //!
 //! To use one, enable its feature.
 

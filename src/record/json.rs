@@ -317,7 +317,7 @@ fn write_timestamp(out: &mut Vec<u8>, nanos: i64) {
 pub(crate) fn write_event_v1(view: &View<'_>, symbols: &dyn Symbols, out: &mut Vec<u8>) -> Result<(), Malformed> {
     let start = out.len();
     let mut lifted = Lifted::default();
-    // V1 has it as an option instead.
+    // V1 sends `$process_person_profile` as an option instead.
     let present = Present { person_profile: true, ..Present::default() };
     begin_event(view, present, |key, value| lifted.take(key, value), symbols, out)?;
     let is_personless = view.head.flags.contains(Flags::PERSONLESS);
@@ -500,8 +500,8 @@ fn write_frame(
         frame.field("function", function);
     }
     if let Some(file) = file {
-        // Not without a file: PostHog then makes one of the module and the image's address, which changes with each
-        // process, and groups by it.
+        // The module is left out where the file is unknown: PostHog would make a file name of the module and the
+        // image's address, which changes with each process, and group by that name.
         if let Some(module) = symbol.and_then(|symbol| module_of(&symbol.function)) {
             frame.field("module", module);
         }

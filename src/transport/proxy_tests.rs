@@ -22,7 +22,7 @@ fn by(vars: Vars<'_>, url: &str) -> Option<&'static str> {
 }
 
 #[test]
-fn the_table_of_variables_holds() {
+fn variables_choose_the_proxy_as_documented() {
     const S: &str = "https://h/";
     const P: &str = "http://h/";
     let (low, up) = ("http://low", "http://up");
@@ -33,7 +33,7 @@ fn the_table_of_variables_holds() {
         (&[("https_proxy", low)], P, None),
         (&[("http_proxy", low)], P, Some("http_proxy")),
         (&[("http_proxy", low)], S, None),
-        // A client of a CGI program can set HTTP_PROXY.
+        // HTTP_PROXY in capitals is not read: in a CGI program it contains the `Proxy:` header of a client.
         (&[("HTTP_PROXY", up)], P, None),
         (&[("HTTP_PROXY", up), ("ALL_PROXY", up)], P, Some("ALL_PROXY")),
         (&[("HTTP_PROXY", up), ("http_proxy", low)], P, Some("http_proxy")),
@@ -51,7 +51,7 @@ fn the_table_of_variables_holds() {
         // An invalid value counts as unset and causes a warning.
         (&[("https_proxy", "socks5://h"), ("HTTPS_PROXY", up)], S, Some("HTTPS_PROXY")),
         (&[("HTTPS_PROXY", "::::"), ("ALL_PROXY", up)], S, Some("ALL_PROXY")),
-        // No proxy for any host.
+        // `*` alone exempts every host. A `no_proxy` that is not empty replaces `NO_PROXY`.
         (&[("https_proxy", low), ("NO_PROXY", "*")], S, None),
         (&[("https_proxy", low), ("no_proxy", " * ")], S, None),
         (&[("https_proxy", low), ("no_proxy", "x"), ("NO_PROXY", "*")], S, Some("https_proxy")),
@@ -64,7 +64,7 @@ fn the_table_of_variables_holds() {
 }
 
 #[test]
-fn the_table_of_exceptions_holds() {
+fn no_proxy_exempts_hosts_as_documented() {
     for (list, url, is_direct) in [
         ("example.com", "https://example.com/", true),
         ("example.com", "https://www.example.com/", true),
@@ -197,7 +197,7 @@ async fn a_dead_proxy_is_named_with_its_variable_and_a_remedy() {
 }
 
 #[tokio::test]
-async fn what_goes_wrong_behind_a_proxy_names_the_proxy() {
+async fn a_timeout_behind_a_proxy_names_the_proxy() {
     let (listener, address) = listen().await;
     let timeout = Duration::from_millis(200);
     let proxy = Proxy::Url(format!("http://{address}"));
@@ -237,6 +237,6 @@ async fn no_proxy_exempts_hosts_from_the_environments_proxy() {
     let (response, seen) = tokio::join!(proxied.send(request("http://posthog.example/batch/")), server);
     assert!(seen.starts_with("POST http://posthog.example/batch/"), "{seen}");
     assert_eq!(response.unwrap().status, 200);
-    // `.example` never resolves, so this fails before it reaches the proxy.
+    // `.example` never resolves, so a direct request fails; one through the proxy would not resolve the name.
     assert!(matches!(proxied.send(request("http://direct.example/")).await, Err(TransportError::Connect(_))));
 }

@@ -40,7 +40,7 @@ impl Fixture {
         Client::new(configure(config)).unwrap()
     }
 
-    /// The names of the events that each endpoint has accepted.
+    /// The names of the events that the endpoint `path` has accepted.
     fn taken(&self, path: &str) -> Vec<String> {
         self.sink.inspect(|state| {
             let events = state.events().iter().filter(|event| state.requests()[event.request].path == path);
@@ -125,13 +125,13 @@ fn ai_05_hooks_and_settings_apply_and_the_queue_opens_lazily() {
             (event.name() != "secret").then_some(event)
         })
     });
-    let places = || {
+    let ai_dir_exists = || {
         let project = std::fs::read_dir(fixture.folder.path()).unwrap().next().unwrap().unwrap().path();
         project.join("ai").exists()
     };
-    assert!(!places());
+    assert!(!ai_dir_exists());
     uuid_of(&client.capture_ai(generation()));
-    assert!(places());
+    assert!(ai_dir_exists());
     let dropped = client.capture_ai(Event::new("secret", "user_1")).outcome();
     assert_eq!(dropped, Outcome::Dropped(DropReason::BeforeSend));
     uuid_of(&client.capture(Event::new("clicked", "user_1")));
@@ -179,7 +179,7 @@ fn ai_05_an_immediate_ai_capture_returns_posthogs_result() {
 #[test]
 fn ai_06_a_retry_sends_the_same_envelope() {
     let fixture = Fixture::new();
-    // Accepted without a response: the client must send it again.
+    // Accepted, but without a response, and then with an error status: the client must send the event again.
     fixture.sink.script([Answer::close().taking(), Answer::status(503).taking()]);
     let client = fixture.client(|config| config);
     let uuid = uuid_of(&client.capture_ai(generation().prop("nested", json!({"b": [1, 2.5], "a": null}))));
@@ -283,7 +283,7 @@ fn ai_11_v1_has_an_ai_endpoint_with_a_result_for_each_event() {
     let ai = fixture.sink.events().into_iter().find(|event| event.uuid == uuid).unwrap();
     assert_eq!(ai.others, json!({"options": {}, "session_id": "s-1"}));
 
-    // PostHog rejects an event that is no AI event, by its own result. The other one of the same request is delivered.
+    // PostHog rejects an event that is not an AI event, and only this one: other events of the request are delivered.
     let misrouted = uuid_of(&client.capture_ai(Event::new("clicked", "user_1")));
     let good = uuid_of(&client.capture_ai(generation()));
     flush(&client);

@@ -26,7 +26,7 @@ fn ctx_01_headers_give_events_of_the_request_their_ids() {
 }
 
 #[test]
-fn ctx_02_what_an_event_says_itself_counts() {
+fn ctx_02_an_events_own_values_take_precedence() {
     let scenario = Scenario::new();
     Context::from_headers(HEADERS).prop("route", "/a").enter(|| {
         let own = Event::new("seen", "user_2").prop("$session_id", "own").prop("route", "/b");
@@ -39,7 +39,7 @@ fn ctx_02_what_an_event_says_itself_counts() {
 }
 
 #[test]
-fn ctx_03_without_any_id_one_is_drawn_and_no_person_is_made() {
+fn ctx_03_an_event_without_id_gets_a_random_one_and_no_person() {
     let scenario = Scenario::new();
     let session = Context::new().session_id("session_7");
     session.enter(|| {

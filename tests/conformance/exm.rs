@@ -132,7 +132,7 @@ fn exm_15_a_chain_has_at_most_fifty_errors() {
 }
 
 #[test]
-fn exm_16_levels_are_six_and_have_other_names_with_loggers() {
+fn exm_16_there_are_six_levels_with_aliases_from_loggers() {
     for (words, level) in [
         (&["fatal", "critical", "Alert", "EMERGENCY"][..], "fatal"),
         (&["error"], "error"),

@@ -48,7 +48,7 @@ fn gff_03_a_value_is_evaluated_locally_if_possible() {
 }
 
 #[test]
-fn gff_04_options_are_sent_and_a_failure_is_an_older_value() {
+fn gff_04_options_are_sent_and_a_failure_gives_an_older_value() {
     let scenario = Scenario::of_flags(three());
     let who = FlagContext::new("user_1")
         .device_id("device_1")
@@ -81,7 +81,7 @@ fn gfp_01_a_payload_belongs_to_the_value_of_the_person() {
 fn gfp_02_an_unknown_flag_has_no_payload() {
     let scenario = Scenario::of_flags(three());
     assert_eq!(got(scenario.client.get_feature_flag_payload("none", "user_1")), None);
-    assert_eq!(got(scenario.client.get_feature_flag_payload("off", "user_1")), None, "nor has one without");
+    assert_eq!(got(scenario.client.get_feature_flag_payload("off", "user_1")), None, "a known flag without a payload");
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn gfp_04_a_payload_is_found_by_value_and_may_be_plain_text() {
     assert_eq!((of("blue"), of("red")), (Some(json!({"of": "button"})), None));
     let defined = Scenario::of_definitions(&[for_pros("pros")]);
     assert_eq!(got(defined.client.get_feature_flag_payload_of("pros", "user_1", true)), Some(json!([1])));
-    assert!(defined.asked().is_empty(), "whatever value this person has");
+    assert!(defined.asked().is_empty(), "the value of this person is not needed");
     let mut broken = flags(json!({"on": true}));
     broken["flags"]["on"]["metadata"]["payload"] = json!("{no json");
     scenario.answer_flags(Answer::json(&broken));
@@ -148,14 +148,14 @@ fn gfs_01_all_flags_of_a_person_are_values_by_key() {
 }
 
 #[test]
-fn gfs_02_all_flags_at_once_are_no_read_of_any() {
+fn gfs_02_reading_all_flags_captures_nothing() {
     let scenario = Scenario::of_flags(three());
     assert_eq!(got(scenario.client.get_all_flags("user_1")).len(), 3);
     assert!(scenario.called().is_empty());
 }
 
 #[test]
-fn gfs_03_a_failure_leaves_known_flags_within_the_keys() {
+fn gfs_03_a_failure_keeps_known_flags_and_keys_limit_them() {
     let scenario = Scenario::of_definitions(&[for_all("ours"), for_pros("pros")]);
     scenario.answer_flags(Answer::status(500));
     let known = |who: FlagContext| got(scenario.client.get_all_flags(who)).into_keys().collect::<Vec<_>>();

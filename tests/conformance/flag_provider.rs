@@ -159,7 +159,7 @@ fn fdl_05_a_provider_supplies_everything_for_evaluation() {
         let flags = harness.client().evaluate_flags(who).try_get().unwrap();
         assert!(flags.is_enabled("a") && flags.is_enabled("of-cohort") && flags.is_enabled("of-company"));
         let called = harness.queued().into_iter().find(|event| event.properties["$feature_flag"] == "a").unwrap();
-        assert!(!called.properties.contains_key("$feature/a"), "the small form");
+        assert!(!called.properties.contains_key("$feature/a"), "a minimal event");
     });
 }
 
@@ -175,7 +175,7 @@ fn fdl_06_a_provider_that_decides_not_to_fetch_is_read() {
 }
 
 #[test]
-fn fdl_07_a_provider_that_fetches_stores_what_is_in_use() {
+fn fdl_07_definitions_that_are_fetched_are_used_and_stored() {
     with_a_cache_of_either_kind(&["a"], |cache, harness| {
         *cache.only_reads.lock().unwrap() = false;
         let document = definitions(&["b", "c"]).to_string();
@@ -187,7 +187,7 @@ fn fdl_07_a_provider_that_fetches_stores_what_is_in_use() {
     });
 }
 
-/// Stores only after the clock has advanced.
+/// Finishes the first `store` after a message on the channel, and no further one.
 struct Slow(Arc<Cache>, Mutex<Option<tokio::sync::oneshot::Receiver<()>>>);
 
 impl AsyncFlagDefinitionProvider for Slow {
@@ -250,7 +250,7 @@ fn fdl_09_a_failed_or_empty_read_keeps_definitions() {
 }
 
 #[test]
-fn fdl_10_a_failed_decision_fetches_and_warns() {
+fn fdl_10_with_a_failing_provider_a_fetch_succeeds_and_warns() {
     for broken in ["should_fetch", "store"] {
         with_a_cache_of_either_kind(&["a"], |cache, harness| {
             *cache.only_reads.lock().unwrap() = false;

@@ -29,7 +29,7 @@ fn a_child_that_drops_the_client_leaves_the_queue_to_its_parent() {
             let client = held.take().unwrap();
             take(&client, "after");
             close_empty(&client);
-            // It opens undamaged.
+            // The queue opens undamaged.
             drop(client);
             let client = place.client();
             assert_eq!(client.stats().accepted, 2);
@@ -121,7 +121,7 @@ fn a_child_captures_by_the_rules_that_its_parent_had_set() {
                 close_empty(&client);
             })
             .must_end_well();
-            assert!(client.is_opted_out(), "what the child does is its own affair");
+            assert!(client.is_opted_out(), "the parent is still opted out");
             close_empty(&client);
         },
         |fixture| {
@@ -146,7 +146,8 @@ fn what_a_child_leaves_behind_is_delivered_by_its_parent() {
             eventually("the parent adopts its child's shard", || {
                 take(&client, "parent");
                 let _ = client.flush().wait(PATIENCE);
-                // Two shards or three: the parent may hold the child's shard while it is being created.
+                // Two shards or three: if the parent locks the shard that the child is creating, in search of orphans,
+                // the child creates another.
                 place.shards().len() >= 2 && client.stats().adopted_events == 0 && client.stats().queued_events == 0
             });
             close_empty(&client);
@@ -171,20 +172,20 @@ fn what_a_child_leaves_behind_is_delivered_by_its_parent() {
 }
 
 #[test]
-fn what_a_child_inherits_to_wait_for_resolves_as_forked() {
+fn futures_that_a_child_inherits_resolve_as_forked() {
     apart(
         |place| {
             let client = place.client();
             let receipt = client.capture(event("parent"));
             let persisted = receipt.persisted();
-            // The server hangs, so the flush is still open at the fork.
+            // Whether they have resolved before the fork makes no difference in the child.
             let flush = client.flush();
-            let shutdown = client.flush();
+            let polled = client.flush();
             forked(|| {
                 assert_eq!(persisted.wait(PATIENCE), Err(PersistError::Forked));
                 assert_eq!(receipt.persisted().wait(PATIENCE), Err(PersistError::Forked));
                 assert_eq!(flush.wait(PATIENCE).unwrap().endpoint, EndpointStatus::Forked);
-                let mut future = pin!(shutdown);
+                let mut future = pin!(polled);
                 let Poll::Ready(report) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
                     panic!("a task of the child waits for its parent's thread");
                 };
@@ -212,7 +213,7 @@ fn a_daemon_that_forks_twice_takes_over_its_ancestors_queue() {
                     let alive = |pid: u32| std::path::Path::new(&format!("/proc/{pid}/stat")).exists();
                     eventually("both ancestors end", || getppid() != middle && !alive(ancestor));
                     take(&client, "daemon");
-                    assert_eq!(client.stats().dir.as_ref(), Some(&ancestors), "the ancestor's lock lives on");
+                    assert_eq!(client.stats().dir.as_ref(), Some(&ancestors), "the ancestor's lock ends with it");
                     close_empty(&client);
                     std::fs::write(place.queue.with_extension("done"), "").unwrap();
                 });
@@ -258,7 +259,7 @@ fn parent_child_and_grandchild_never_give_the_same_uuid() {
             let all = 3 * EACH + 1;
             let (unique, duplicates) = fixture.sink.inspect(|state| (state.unique(), state.duplicates()));
             assert_eq!((unique, duplicates), (all as u64, 0));
-            // Not even for captures in the same millisecond, which the first bits encode.
+            // The random bits differ as well: the first bits encode the millisecond, which captures may share.
             let random_bits =
                 |state: &sink::State| state.uuids().map(|uuid| uuid.as_u64_pair().1).collect::<HashSet<_>>();
             assert_eq!(fixture.sink.inspect(random_bits).len(), all);

@@ -15,7 +15,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const OPTED_OUT: Outcome = Outcome::Dropped(DropReason::OptedOut);
 
 #[test]
-fn a_childs_ai_events_follow_what_it_has_opted_for() {
+fn opting_out_or_in_applies_to_a_childs_ai_events() {
     apart(
         |place| {
             let client = place.client();
@@ -32,10 +32,10 @@ fn a_childs_ai_events_follow_what_it_has_opted_for() {
                 close_empty(&client);
             })
             .must_end_well();
-            assert_eq!(client.capture_ai(event("no")).outcome(), OPTED_OUT, "what the child does is its own affair");
+            assert_eq!(client.capture_ai(event("no")).outcome(), OPTED_OUT, "the parent is still opted out");
             client.opt_in();
             accepted(&client.capture_ai(event("parent's")));
-            // Set in the child before its first capture, while the parent's AI queue is open.
+            // The child opts out before its first capture, while the parent's AI queue is open.
             forked(|| {
                 client.opt_out();
                 assert_eq!(client.capture_ai(event("no")).outcome(), OPTED_OUT);
@@ -71,7 +71,7 @@ fn a_child_that_opts_out_holds_back_its_ai_events() {
     );
 }
 
-/// Leaves queues of other projects, each of which is a diagnostic when a client opens a queue beside them.
+/// Leaves queues of other projects. A client that opens a queue beside them reports each in a diagnostic.
 fn leave_stranded_queues(place: &Place, count: usize) {
     for number in 0..count {
         let config = place.config_for(&format!("phc_other_{number}")).flush_at(1000).flush_interval(HOUR);
@@ -117,7 +117,7 @@ fn a_capturing_callback_does_not_block_a_childs_opening() {
 }
 
 #[test]
-fn a_hook_that_opts_out_while_a_child_opens_its_queue_counts() {
+fn an_opt_out_by_a_hook_while_a_child_opens_its_queue_applies() {
     apart(
         |place| {
             leave_stranded_queues(place, 1);

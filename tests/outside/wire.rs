@@ -47,8 +47,9 @@ fn an_event_arrives_as_it_was_described() {
     let mut properties = arrived.properties;
     let version = properties.as_object_mut().unwrap().remove("$lib_version").unwrap();
     assert_eq!(version.as_str(), Some(env!("CARGO_PKG_VERSION")));
-    let wanted = json!({"text": "gr\u{fc}n \"\\\n\u{1}\u{1f980}", "integer": -3, "large": u64::MAX, "float": 12.75, "yes": true,
-        "nothing": null, "list": [1, 2, 3], "map": {"a": [{"b": 1}]}, "plan": {"name": "pro", "seats": null},
+    let wanted = json!({"text": "gr\u{fc}n \"\\\n\u{1}\u{1f980}", "integer": -3, "large": u64::MAX, "float": 12.75,
+        "yes": true, "nothing": null, "list": [1, 2, 3], "map": {"a": [{"b": 1}]},
+        "plan": {"name": "pro", "seats": null},
         "$groups": {"company": "acme", "team": 7}, "$lib": "posthog-durable", "$is_server": true});
     assert_eq!(properties, wanted);
     let request = fixture.sink.requests().remove(0);
@@ -62,7 +63,7 @@ fn an_event_arrives_as_it_was_described() {
 }
 
 #[test]
-fn bodies_are_plain_without_compression_and_have_headers() {
+fn requests_have_configured_headers_and_may_be_uncompressed() {
     let fixture = Fixture::new();
     let client = Client::new(fixture.config().compression(Compression::None).header("x-tenant", "blue")).unwrap();
     take(&client, "plain");
@@ -83,8 +84,8 @@ fn each_attempt_has_its_own_sent_at_and_the_same_body() {
     let requests = fixture.sink.requests();
     assert!(requests.iter().all(|request| request.uuids == [uuid]));
     assert!(requests[0].sent_at < requests[1].sent_at && requests[1].sent_at < requests[2].sent_at);
-    // The third attempt was accepted without a response, so it is repeated with the same uuid and time. Its connection
-    // had been used before and was closed at once: that counts as the same attempt.
+    // The third attempt was accepted without a response, so it is repeated with the same uuid and time. It was sent on
+    // a reused connection, which was closed without a response: the repetition belongs to the same attempt.
     assert_eq!(requests[2].sent_at, requests[3].sent_at);
     let arrived = fixture.sink.events();
     assert_eq!((arrived.len(), &arrived[0].timestamp), (2, &arrived[1].timestamp));
@@ -92,7 +93,7 @@ fn each_attempt_has_its_own_sent_at_and_the_same_body() {
 }
 
 #[test]
-fn whatever_is_no_verdict_on_an_event_is_tried_again() {
+fn statuses_that_do_not_reject_an_event_are_retried() {
     let fixture = Fixture::new();
     let statuses = [500, 502, 503, 504, 429, 408, 404, 405, 301, 302, 304, 418, 451, 520, 204];
     fixture.sink.script(statuses.map(|status| Answer::status(status).discarding()));
@@ -157,7 +158,7 @@ fn a_retry_after_of_a_year_waits_for_an_hour_at_most() {
 }
 
 #[test]
-fn a_server_that_says_later_is_left_alone_until_then() {
+fn no_request_is_sent_before_retry_after_has_passed() {
     let fixture = Fixture::new();
     fixture.sink.script([Answer::status(429).retry_after(1)]);
     let client = fixture.client();
@@ -169,7 +170,7 @@ fn a_server_that_says_later_is_left_alone_until_then() {
 }
 
 #[test]
-fn an_outage_costs_no_event_and_doubles_none() {
+fn an_outage_loses_no_event_and_duplicates_none() {
     let fixture = Fixture::new();
     let client = fixture.client();
     let mut uuids: Vec<Uuid> = (0..50).map(|_| take(&client, "before")).collect();

@@ -157,7 +157,7 @@ impl Tally {
         let Summary { kills, acknowledged, duplicates } = self.total;
         println!();
         println!("  kills               {kills:>9}");
-        println!("  acknowledged               {acknowledged:>9}");
+        println!("  acknowledged        {acknowledged:>9}");
         println!("  duplicates          {duplicates:>9}   sent again with the same uuid; PostHog keeps one");
         println!("  failed scenarios    {:>9}", self.failed);
         println!(

@@ -1,4 +1,5 @@
-//! The process that is killed. Captures through the real client, and writes `acknowledged` only after `capture` has returned.
+//! The process that is killed. Captures through the real client, and writes `acknowledged` only after `capture` has
+//! returned.
 #![allow(clippy::print_stdout, reason = "stdout is how a victim speaks")]
 
 use std::error::Error;
@@ -12,12 +13,12 @@ use posthog::settings::OverflowPolicy;
 use posthog::{Client, Config, Event, Outcome};
 
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(50);
-/// About 2,000 events per second and thread: a run should have many different moments, not many events.
+/// About 2,000 events per second and thread, so that a run goes through many states of the pipeline with few events.
 const BURST: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(5);
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let usage = "usage: victim HOST QUEUE LIFE THREADS EVENTS SETUP";
+    let usage = "usage: victim HOST QUEUE RUN THREADS EVENTS SETUP";
     let orders = Orders::from_args(std::env::args().skip(1)).ok_or(usage)?;
     let client = Client::new(config(&orders))?;
     say(&Line::Open)?;

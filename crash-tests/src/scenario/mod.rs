@@ -1,8 +1,8 @@
 //! The scenarios: how victims are killed. Each uses a fixture of its own, which the oracle checks at the end.
 //!
 //! - [`points`]: death at a named crash point of the library. For each point there are situations that lead a run
-//!   there: capturing, draining a backlog, starting in an empty directory, opening a store that three owners in a row
-//!   died of, adopting an orphan, evicting, compacting.
+//!   there: capturing, draining a backlog, starting in an empty directory, opening a store after three owners in a
+//!   row died while opening it, adopting an orphan, evicting, compacting.
 //! - [`storms`]: SIGKILL at random moments, with a changing server and changing configurations; runs of a few
 //!   milliseconds, most of which die while they recover what the previous run left.
 //! - [`shared`]: several processes in one directory, killed one by one or all together.
@@ -44,7 +44,7 @@ impl ScenarioResult {
     }
 }
 
-/// Several threads capture, and each event that was acknowledged is there after one kill.
+/// Several threads capture until a kill, and each event that was acknowledged arrives.
 pub fn many_threads(victim: &Path, threads: u32, setup: Setup) -> Result<ScenarioResult, Failure> {
     let mut fixture = Fixture::new(victim)?;
     let run = fixture.start(&VictimRun::capturing(threads).with(setup))?;

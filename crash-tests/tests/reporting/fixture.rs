@@ -29,7 +29,7 @@ impl Fixture {
     /// Runs the scenario without the client and with it; both must end in the same way.
     pub fn run_both(&self, scenario: &str) -> Ending {
         let without = self.run(scenario, false);
-        // The process itself has no time to send anything except what it survives.
+        // A process that dies has no time to send its report; only one that survives sends it itself.
         let with = self.run(scenario, true);
         assert_eq!(with, without, "{scenario}: how the process ends with the client, and without");
         with
@@ -60,15 +60,16 @@ impl Fixture {
         self.reported_after(count, 0)
     }
 
-    /// The same, if the process had captured `captured` events of its own.
+    /// At least `count` exceptions that the next start reports, in the order in which they happened. The process that
+    /// crashed had captured `captured` events of its own, which arrive as well.
     pub fn reported_after(&self, count: usize, captured: usize) -> Vec<Value> {
         let (reported, diagnostics) = self.read_by("read", count + captured);
-        assert_eq!(diagnostics, "", "nothing is problems");
+        assert_eq!(diagnostics, "", "the next start has no problems");
         assert!(reported.len() >= count, "of {count} only {:?}", self.messages());
         reported
     }
 
-    /// The exceptions that a start of this kind reports.
+    /// The exceptions that a start of the kind `reader` reports. There must be `count`.
     pub fn reported_by(&self, reader: &str, count: usize) -> Vec<Value> {
         let (reported, _) = self.read_by(reader, count);
         assert_eq!(reported.len(), count, "{reported:?}");

@@ -32,7 +32,7 @@ fn with_definitions() -> Harness {
 }
 
 #[test]
-fn what_can_be_evaluated_here_is_no_request() {
+fn flags_that_are_evaluated_locally_send_no_request() {
     let harness = with_definitions();
     let flags =
         harness.client().evaluate_flags(FlagContext::new("u").person_property("plan", "pro")).try_get().unwrap();
@@ -42,12 +42,12 @@ fn what_can_be_evaluated_here_is_no_request() {
     let captured = captured(&harness);
     assert_eq!((captured.len(), &captured[0].properties["locally_evaluated"]), (4, &json!(true)));
     assert_eq!(captured[0].properties["$feature_flag_reason"], "Evaluated locally");
-    assert!(!captured[0].properties.contains_key("$feature/everybody"), "small, as the definitions want it");
+    assert!(!captured[0].properties.contains_key("$feature/everybody"), "a minimal event, as the definitions ask for");
     assert!(asked(&harness).is_empty());
 }
 
 #[test]
-fn undecided_flags_are_requested_once_and_replace_nothing() {
+fn a_response_for_inconclusive_flags_keeps_local_values() {
     let harness = with_definitions();
     let theirs = answer(&[("everybody", json!(false)), ("pros", json!(true)), ("other", json!(true))]);
     harness.server().always(Route::Flags, Answer::ok().body(theirs.to_string()));
@@ -77,7 +77,7 @@ fn only_locally_returns_local_values_without_a_request() {
 }
 
 #[test]
-fn in_an_outage_what_was_evaluated_here_stays() {
+fn in_an_outage_local_values_are_returned() {
     let harness = with_definitions();
     harness.server().always(Route::Flags, Answer::status(500));
     let flags = got(harness.client().evaluate_flags("u"));
@@ -93,7 +93,7 @@ fn an_unknown_key_is_not_requested_again_until_a_refresh() {
     assert_eq!(
         (read("a"), read("b"), read("c"), asked(&harness).len()),
         (None, None, None, 2),
-        "not learnt of a failure"
+        "a failed request does not make a key a missing key"
     );
     harness.advance(Duration::from_secs(40));
     assert_eq!((read("d"), asked(&harness).len()), (None, 3));

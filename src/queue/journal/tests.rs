@@ -45,7 +45,7 @@ fn appended_records_survive_the_process_without_a_sync() {
 }
 
 #[test]
-fn mapped_and_written_arenas_read_each_other() {
+fn an_arena_written_through_a_mapping_is_read_without_one() {
     let dir = tempfile::tempdir().unwrap();
     let journal = started(dir.path(), true);
     append(&journal, b"mapped").unwrap();
@@ -70,7 +70,7 @@ fn a_swap_continues_the_numbers_and_a_freed_arena_never_replays() {
 }
 
 #[test]
-fn a_round_that_has_begun_without_a_record_claims_none() {
+fn a_round_without_a_record_takes_no_sequence_number() {
     let dir = tempfile::tempdir().unwrap();
     let journal = started(dir.path(), true);
     append(&journal, b"a").unwrap();
@@ -94,7 +94,7 @@ fn a_full_arena_still_takes_priority_records() {
     while append(&journal, &body).is_ok() {}
     assert!(matches!(append(&journal, &body), Err(AppendError::Full)));
     assert!(journal.append(&body, hash_body(&body), 2, |_| ()).is_ok());
-    // The last eighth ends too, and nothing is written past it.
+    // The last eighth, which is reserved for priority records, fills up too, and nothing is written past it.
     while journal.append(&body, hash_body(&body), 2, |_| ()).is_ok() {}
     let per_arena = (ARENA - HEADER_BYTES - 8) as u64 / 1024;
     assert_eq!(journal.last_seq(), per_arena);
@@ -272,7 +272,7 @@ fn an_arena_of_another_size_is_replaced_once_checkpointed() {
     }
 }
 
-/// Writes a file as restore programs do that leave out zeros.
+/// Rewrites a file as a restore program does that leaves holes in place of pages of zeros.
 fn restore_sparse(path: &std::path::Path) {
     let bytes = std::fs::read(path).unwrap();
     let file = std::fs::File::create(path).unwrap();
@@ -282,7 +282,7 @@ fn restore_sparse(path: &std::path::Path) {
 }
 
 #[test]
-fn a_sparse_arena_is_filled_before_it_is_mapped_or_not_mapped() {
+fn a_sparse_arena_is_mapped_only_if_it_can_be_filled() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("journal-0");
     for has_room in [true, false] {

@@ -13,8 +13,9 @@ const TOTAL: u64 = 100;
 /// arenas of twenty.
 struct Specimen {
     root: tempfile::TempDir,
-    /// In the store, then in the journal.
+    /// The records left in the store.
     checkpointed: BTreeMap<u64, u64>,
+    /// The records in the journal.
     waiting: BTreeMap<u64, u64>,
 }
 
@@ -26,7 +27,7 @@ impl Specimen {
             for id in batch * 20 + 1..=batch * 20 + 20 {
                 assert_eq!(append(&queue, id, 0).unwrap().seq, id);
             }
-            // The fourth arena is sealed and not checkpointed, the fifth is active.
+            // The fourth batch stays in a sealed arena that is not checkpointed, the fifth in the active one.
             if batch < 4 {
                 queue.journal().swap().unwrap();
             }
@@ -53,7 +54,8 @@ impl Specimen {
     }
 }
 
-/// A bit, a run of noise, a run of zeros, a sector in another place, a cut, or an unwritten end.
+/// Damages the bytes in one way: a flipped bit, a run of noise, a run of zeros, a sector copied to another place, a
+/// cut, or appended bytes.
 fn mutate(bytes: &mut Vec<u8>, random: &mut u64) {
     if bytes.is_empty() {
         return;

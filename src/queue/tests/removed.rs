@@ -19,7 +19,7 @@ fn checkpoint(queue: &Queue) {
     while queue.checkpoint(&[], None, NOW).unwrap().is_some() {}
 }
 
-/// A copy as a kill would leave it, without the files whose names begin like this.
+/// A copy of the queue as a kill would leave it, without the files whose names begin with one of `names`.
 fn killed_without(queue: Queue, queue_dir: &Path, names: &[&str]) -> tempfile::TempDir {
     let root = copy_of(queue_dir.parent().unwrap());
     drop(queue);
@@ -54,7 +54,7 @@ fn journals_removed_without_an_owner_count_as_damaged() {
         let Opened { queue, findings, .. } = open(&disk, &root.path().join("queue"));
         assert_eq!((ids(&queue), missing(&findings)), ((1..=10).collect(), 10), "{findings:?}");
         assert_eq!((queue.ledger().damaged, queue.ledger().imbalance()), (10, 0));
-        assert_eq!(append(&queue, 21, 0).unwrap().seq, 21, "the numbers of the lost are not given again");
+        assert_eq!(append(&queue, 21, 0).unwrap().seq, 21, "sequence numbers of lost records are not reused");
     }
 }
 
@@ -91,7 +91,7 @@ fn a_status_page_removed_or_cut_short_costs_nothing() {
 }
 
 #[test]
-fn journals_removed_under_their_owner_confirm_and_cost_nothing() {
+fn a_sync_of_removed_journals_fails_and_no_event_is_lost() {
     for mapped in [true, false] {
         let root = scratch();
         let (queue, disk, queue_dir) = specimen(root.path(), mapped);
@@ -183,7 +183,7 @@ fn delete(queue_dir: &Path) {
 }
 
 #[test]
-fn a_directory_deleted_under_its_owner_costs_nothing_meanwhile() {
+fn a_queue_deleted_under_its_owner_works_until_it_is_closed() {
     for mapped in [true, false] {
         let root = scratch();
         let (queue, _, queue_dir) = specimen(root.path(), mapped);
@@ -192,14 +192,15 @@ fn a_directory_deleted_under_its_owner_costs_nothing_meanwhile() {
         queue.sync().expect_err("the records could not be found again");
         notice_deletion(&queue);
         assert!(queue.is_volatile());
-        assert_eq!(queue.ownership(), Ownership::Held, "once");
+        assert_eq!(queue.ownership(), Ownership::Held, "a deletion is reported once");
         append(&queue, 21, 0).unwrap();
-        // Two arenas had names; the others are in memory.
+        // The two arenas that exist are deleted files; those that are added are in memory.
         for id in 22..=60 {
             append(&queue, id, 0).unwrap();
             queue.journal().swap().unwrap();
         }
-        // All four are full at first, and none is free for the last records.
+        // All four arenas are in use: the first call only frees the sealed ones, the second moves the active one's
+        // records.
         checkpoint(&queue);
         checkpoint(&queue);
         assert_eq!((ids(&queue), queue.ledger().imbalance()), ((1..=60).collect(), 0));

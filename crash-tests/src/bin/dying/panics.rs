@@ -110,7 +110,7 @@ fn at_once(threads: usize, act: impl Fn(usize) + Sync) {
     });
 }
 
-/// Something that closes connections when its owner panics.
+/// A value whose destructor takes time, as if it closed connections.
 struct BusyWhenDropped;
 
 impl Drop for BusyWhenDropped {

@@ -38,8 +38,8 @@ fn a_failed_reopen_leaves_the_store_latched_and_can_be_repeated() {
     assert_eq!(events_in(&store), 5);
 }
 
-/// Whichever call of a commit fails, the transaction took effect or it did not, and applying it again makes it take
-/// effect once.
+/// Whichever call of a commit fails, the transaction takes effect entirely or not at all, and after it is applied again
+/// it has taken effect once.
 #[test]
 fn a_commit_that_fails_anywhere_can_be_applied_again() {
     for op in [Op::Write, Op::Sync, Op::SetLen] {
@@ -62,7 +62,7 @@ fn a_commit_that_fails_anywhere_can_be_applied_again() {
                 Ok(_) => {}
                 Err(StoreError::AlreadyCheckpointed { .. }) => {
                     let ack_again = store.apply(&delivered(&acked)).unwrap();
-                    assert_eq!(ack_again.stale_removals, 1, "the halves of a transaction parted");
+                    assert_eq!(ack_again.stale_removals, 1, "the transaction took effect in part");
                 }
                 Err(other) => panic!("{op:?} {nth}: {other}"),
             }
@@ -107,7 +107,7 @@ fn a_copy_that_fails_leaves_the_old_file_and_the_store_latched() {
     copy.arm(0);
     assert!(matches!(store.reopen(0), Err(StoreError::NoSpace(_))));
     assert!(store.is_latched());
-    assert!(std::fs::read(dir.path().join("queue.redb")).unwrap() == bytes, "a condemned file was written to");
+    assert!(std::fs::read(dir.path().join("queue.redb")).unwrap() == bytes, "a file whose sync failed was written to");
     copy.disarm();
     sync.disarm();
     assert!(store.reopen(0).unwrap().replaced);
@@ -153,7 +153,7 @@ fn a_panic_in_the_database_latches_the_store_and_loses_nothing() {
 }
 
 #[test]
-fn a_store_in_memory_starts_over_after_a_panic_and_counts() {
+fn reopening_a_store_in_memory_counts_its_events_as_damaged() {
     let store = Store::volatile(&options()).unwrap();
     store.apply(&checkpoint(1, 1, 5)).unwrap();
     let report = store.reopen(0).unwrap();

@@ -59,7 +59,7 @@ fn ack_on_a_full_disk(disk: &SmallDisk, options: &StoreOptions) -> (Store, usize
     let (store, _) = Store::open(&Disk::default(), &disk.root(), options, 0).unwrap();
     let chunks: Vec<_> = (0..200).map(|i| chunk(i + 1, 1, 200)).collect();
     store.apply(&Changes { insert: chunks.clone(), accepted_up_to: 200, ..Changes::default() }).unwrap();
-    // Growing uses the free pages that the file still has.
+    // Uses up the free pages of the store's file, so that an ack needs space on the disk.
     let mut seq = 201;
     disk.fill();
     while store.apply(&checkpoint_of(seq, chunk(seq, 1, 50_000))).is_ok() {
@@ -112,7 +112,7 @@ fn a_checkpoint_never_uses_up_the_reserve() {
     store.reopen(0).unwrap();
     fault.arm(0);
     store.apply(&delivered(&chunk(1, 5, 100))).unwrap_err();
-    assert!(!reserve.exists(), "a ack may use it");
+    assert!(!reserve.exists(), "an ack may use it");
     fault.disarm();
     store.reopen(0).unwrap();
     store.apply(&delivered(&chunk(1, 5, 100))).unwrap();

@@ -35,7 +35,7 @@ async fn a_timestamp_with_an_offset_is_the_same_instant_in_utc(test: &Test<'_>) 
 }
 
 async fn a_full_batch_is_sent_without_a_flush(test: &Test<'_>) {
-    // Not after the interval either.
+    // The interval is too long to cause the request.
     test.init(json!({ "flush_at": 3, "flush_interval_ms": 600_000 })).await;
     for _ in 0..3 {
         test.capture(json!({})).await;
@@ -63,7 +63,7 @@ async fn a_batch_that_is_sent_again_is_the_same_batch(test: &Test<'_>) {
     test.at_least(2).await;
     let sent: Vec<_> = test.sink.events().into_iter().map(|event| (event.uuid, event.timestamp)).collect();
     assert_eq!((sent.len(), &sent[..3]), (6, &sent[3..]));
-    assert_eq!(test.sink.unique().len(), 3, "events that say the same are not the same");
+    assert_eq!(test.sink.unique().len(), 3, "events with equal content are distinct");
 }
 
 /// Runs every check of this file, each with an instance of its own.

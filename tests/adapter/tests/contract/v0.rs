@@ -88,7 +88,7 @@ async fn a_reset_discards_queued_events_and_retries(test: &Test<'_>) {
     test.exactly(0, FIRST_RETRY).await;
 }
 
-async fn a_body_is_compressed_if_that_is_asked(test: &Test<'_>) {
+async fn a_body_is_compressed_if_compression_is_enabled(test: &Test<'_>) {
     test.init(json!({ "enable_compression": true })).await;
     test.capture(json!({})).await;
     test.flush().await;
@@ -96,7 +96,7 @@ async fn a_body_is_compressed_if_that_is_asked(test: &Test<'_>) {
     assert_eq!(test.sink.events()[0].event, "tick");
 }
 
-async fn settings_change_what_events_say(test: &Test<'_>) {
+async fn settings_apply_to_the_request_and_its_events(test: &Test<'_>) {
     test.init(json!({ "disable_geoip": true, "api_key": "phc_specific_key_12345" })).await;
     test.capture(json!({})).await;
     test.flush().await;
@@ -137,8 +137,8 @@ async fn all(adapter: &Adapter, id: Option<&str>) {
     retry_after_is_honoured(&test().await).await;
     what_is_refused_is_not_tried_again(&test().await).await;
     a_reset_discards_queued_events_and_retries(&test().await).await;
-    a_body_is_compressed_if_that_is_asked(&test().await).await;
-    settings_change_what_events_say(&test().await).await;
+    a_body_is_compressed_if_compression_is_enabled(&test().await).await;
+    settings_apply_to_the_request_and_its_events(&test().await).await;
     ai_events_have_an_endpoint_of_their_own(&test().await).await;
     batches::all(test).await;
 }
@@ -167,7 +167,7 @@ async fn every_request_carries_the_id_of_its_test() {
 }
 
 #[tokio::test]
-async fn it_claims_what_its_mode_supports() {
+async fn the_adapter_claims_what_its_mode_supports() {
     let adapter = Adapter::start(&[]);
     let test = Test::begin(&adapter, None).await;
     let health = test.get("/health").await;

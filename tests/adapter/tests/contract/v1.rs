@@ -38,7 +38,7 @@ async fn events_have_the_wire_shape(test: &Test<'_>) {
     assert_eq!((&event.others["options"], &event.properties["plan"]), (&json!({}), &json!("pro")));
 }
 
-async fn options_are_no_properties(test: &Test<'_>) {
+async fn options_are_not_sent_as_properties(test: &Test<'_>) {
     test.init(json!({})).await;
     let given = json!({
         "cookieless_mode": true, "disable_skew_correction": true, "process_person_profile": false, "product_tour_id": "t",
@@ -79,8 +79,8 @@ async fn a_retry_has_the_same_id_and_another_attempt_and_time(test: &Test<'_>) {
     assert_ne!(next[0].header("posthog-request-id"), Some(header("posthog-request-id")[0].as_str()));
 }
 
-async fn of_a_batch_only_what_is_to_be_retried_is_sent_again(test: &Test<'_>) {
-    test.sink.script([Answer::results(["ok", "drop", "limited", "retry", "word_of_tomorrow", "missing"])]);
+async fn only_the_events_with_the_result_retry_are_sent_again(test: &Test<'_>) {
+    test.sink.script([Answer::results(["ok", "drop", "limited", "retry", "unknown_result", "missing"])]);
     test.init(json!({ "flush_at": 10 })).await;
     for _ in 0..6 {
         test.capture(json!({})).await;
@@ -117,7 +117,7 @@ async fn what_is_refused_is_not_tried_again(test: &Test<'_>) {
     }
 }
 
-async fn settings_change_what_is_said(test: &Test<'_>) {
+async fn settings_apply_to_the_envelope_and_its_events(test: &Test<'_>) {
     test.init(json!({ "historical_migration": true, "disable_geoip": true })).await;
     test.capture(json!({})).await;
     test.flush().await;
@@ -126,7 +126,7 @@ async fn settings_change_what_is_said(test: &Test<'_>) {
     assert_eq!(test.sink.events()[0].properties["$geoip_disable"], true);
 }
 
-async fn a_body_is_compressed_if_that_is_asked(test: &Test<'_>, codec: &str) {
+async fn a_body_is_compressed_if_compression_is_enabled(test: &Test<'_>, codec: &str) {
     test.init(json!({ "enable_compression": true })).await;
     test.capture(json!({})).await;
     test.flush().await;
@@ -139,12 +139,12 @@ async fn all(adapter: &Adapter, id: Option<&str>, codec: &str) {
     let test = || Test::begin(adapter, id);
     events_have_the_wire_shape(&test().await).await;
     a_retry_has_the_same_id_and_another_attempt_and_time(&test().await).await;
-    options_are_no_properties(&test().await).await;
-    of_a_batch_only_what_is_to_be_retried_is_sent_again(&test().await).await;
+    options_are_not_sent_as_properties(&test().await).await;
+    only_the_events_with_the_result_retry_are_sent_again(&test().await).await;
     retry_after_is_honoured(&test().await).await;
     what_is_refused_is_not_tried_again(&test().await).await;
-    settings_change_what_is_said(&test().await).await;
-    a_body_is_compressed_if_that_is_asked(&test().await, codec).await;
+    settings_apply_to_the_envelope_and_its_events(&test().await).await;
+    a_body_is_compressed_if_compression_is_enabled(&test().await, codec).await;
     batches::all(test).await;
 }
 
@@ -161,11 +161,11 @@ async fn every_check_holds_for_many_instances_at_once() {
 }
 
 #[tokio::test]
-async fn every_codec_is_claimed_alone_and_can_be_read() {
+async fn the_adapter_claims_only_the_codec_that_it_uses() {
     for codec in ["gzip", "deflate", "br", "zstd"] {
         let adapter = Adapter::start(&["--protocol", "v1", "--encoding", codec]);
         let test = Test::begin(&adapter, None).await;
         assert_eq!(test.get("/health").await["capabilities"], json!(["capture_v1", format!("encoding_{codec}")]));
-        a_body_is_compressed_if_that_is_asked(&test, codec).await;
+        a_body_is_compressed_if_compression_is_enabled(&test, codec).await;
     }
 }
