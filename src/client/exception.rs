@@ -212,7 +212,11 @@ impl Shared {
         }
         let (kind, clock) = (error.kind(), &pipeline.options().clock);
         // A stack from where the error occurred tells errors apart that are captured in one place.
-        let origin = || options.call_stack.as_ref()?.addresses().first().map(|address| format!("{address:#x}"));
+        let origin = || {
+            // Some frames, because the first is that of the conversion that captured the stack.
+            let addresses = options.call_stack.as_ref()?.addresses();
+            Some(format!("{:x?}", addresses.get(..ORIGIN_FRAMES).unwrap_or(addresses)))
+        };
         let given = options.rate_limit_key.clone().or_else(origin);
         let key = key_of(&kind, given.as_deref(), site.caller);
         match limit.admit(key, clock.now()) {
@@ -289,6 +293,8 @@ impl Shared {
     }
 }
 
+/// Frames of a given stack that distinguish exceptions for the rate limit.
+const ORIGIN_FRAMES: usize = 8;
 /// By these PostHog links an exception to the logs and spans of a trace.
 const TRACE_ID: &str = "$trace_id";
 const SPAN_ID: &str = "$span_id";

@@ -21,8 +21,8 @@ static ON_ALL_THREADS: Mutex<Option<(Client, ThreadId)>> = Mutex::new(None);
 static IS_FREE: Condvar = Condvar::new();
 
 thread_local! {
-    /// The stand-ins of this thread, the newest last.
-    static ON_THIS_THREAD: RefCell<Vec<Client>> = const { RefCell::new(Vec::new()) };
+    /// The stand-ins of this thread with their numbers, the newest last.
+    static ON_THIS_THREAD: RefCell<Vec<(usize, Client)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The client that stands in for the process-wide one on this thread: the thread's own, or that of all threads.
@@ -30,7 +30,8 @@ pub(super) fn current() -> Option<Client> {
     if IN_USE.load(Ordering::Relaxed) == 0 {
         return None;
     }
-    let own = ON_THIS_THREAD.try_with(|clients| clients.borrow().last().cloned()).ok().flatten();
+    let own =
+        ON_THIS_THREAD.try_with(|clients| clients.borrow().last().map(|(_, client)| client.clone())).ok().flatten();
     own.or_else(|| lock().as_ref().map(|(client, _)| client.clone()))
 }
 
@@ -41,16 +42,22 @@ fn lock() -> MutexGuard<'static, Option<(Client, ThreadId)>> {
 /// A stand-in, until it is dropped, on the thread that set it.
 #[derive(Debug)]
 pub(crate) struct StandIn {
-    is_on_all_threads: bool,
+    /// Its number on its thread; `None` if it is on all threads.
+    on_thread: Option<usize>,
     _not_send: PhantomData<*const ()>,
 }
 
 impl StandIn {
     /// Stands in on this thread. A later one on the same thread takes precedence until it is dropped.
     pub(crate) fn on_this_thread(client: &Client) -> Self {
-        ON_THIS_THREAD.with(|clients| clients.borrow_mut().push(client.clone()));
+        let number = ON_THIS_THREAD.with(|clients| {
+            let mut clients = clients.borrow_mut();
+            let number = clients.last().map_or(0, |(last, _)| last + 1);
+            clients.push((number, client.clone()));
+            number
+        });
         IN_USE.fetch_add(1, Ordering::SeqCst);
-        Self { is_on_all_threads: false, _not_send: PhantomData }
+        Self { on_thread: Some(number), _not_send: PhantomData }
     }
 
     /// Stands in on all threads that have none of their own. Waits until no other one does.
@@ -70,20 +77,25 @@ impl StandIn {
         }
         *held = Some((client.clone(), thread::current().id()));
         IN_USE.fetch_add(1, Ordering::SeqCst);
-        Ok(Self { is_on_all_threads: true, _not_send: PhantomData })
+        Ok(Self { on_thread: None, _not_send: PhantomData })
     }
 }
 
 impl Drop for StandIn {
     fn drop(&mut self) {
         IN_USE.fetch_sub(1, Ordering::SeqCst);
-        if self.is_on_all_threads {
+        let Some(number) = self.on_thread else {
             // Dropped without the lock: the last handle of a client closes it.
             let ended = lock().take();
             IS_FREE.notify_one();
-            drop(ended);
-        } else {
-            drop(ON_THIS_THREAD.try_with(|clients| clients.borrow_mut().pop()));
-        }
+            return drop(ended);
+        };
+        // Guards may be dropped in another order than they were made.
+        let ended = ON_THIS_THREAD.try_with(|clients| {
+            let mut clients = clients.borrow_mut();
+            let at = clients.iter().position(|(known, _)| *known == number)?;
+            Some(clients.remove(at))
+        });
+        drop(ended);
     }
 }

@@ -3,6 +3,8 @@
 //! A value that cannot be used is reported and the setting stays as it is: a typing error of an operator must not keep
 //! a daemon from starting. Only a key or a host that cannot be used is an error, because events would go elsewhere.
 
+use std::fs::File;
+use std::io::Read;
 use std::time::Duration;
 
 use super::Config;
@@ -11,13 +13,16 @@ use crate::pipeline::OverflowPolicy;
 use crate::sys::limits::{NAME_KEPT, foreign};
 use crate::transport::{check_certificates, check_proxy};
 
-/// A variable, and the setting that it has.
+/// An environment variable, and how its value changes the settings.
 struct Variable {
     name: &'static str,
     /// Whether the value may hold a secret, which no text may repeat.
     is_secret: bool,
     set: fn(Config, &str) -> Result<Config, String>,
 }
+
+/// Bytes read of a file of certificates: system-wide bundles have a few hundred KiB.
+const PEM_MOST: u64 = 4 * 1024 * 1024;
 
 /// The variables, in the order in which they are read. The documentation of [`Config::from_env`] has them as a table.
 const VARIABLES: &[Variable] = &[
@@ -64,13 +69,14 @@ const fn secret(name: &'static str, set: Set) -> Variable {
     Variable { name, is_secret: true, set }
 }
 
-/// Sets what the environment sets. Values that cannot be used are remembered, to be reported when the client is created.
+/// Applies the variables that are set. Values that cannot be used are remembered, to be reported when the client is
+/// created.
 pub(super) fn apply(config: Config, var: impl Fn(&str) -> Option<String>) -> Config {
     let set_in = |name: &str| var(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
     let mut set: Vec<(&Variable, String)> =
         VARIABLES.iter().filter_map(|variable| Some((variable, set_in(variable.name)?))).collect();
     let mut config = config;
-    // Twice, because one may be possible only together with another: a larger event needs a larger journal.
+    // Twice, because a value may be valid only after a later one is set: a larger event needs a larger journal.
     let mut ignored = Vec::new();
     for _ in 0..2 {
         ignored.clear();
@@ -92,7 +98,7 @@ pub(super) fn apply(config: Config, var: impl Fn(&str) -> Option<String>) -> Con
 impl Variable {
     fn apply(&self, config: &Config, value: &str) -> Result<Config, String> {
         let before = problem(config);
-        // Bounds are those of the setters. A problem that the settings had before is not this variable's.
+        // `Config::check` has the bounds. A problem that the settings had before is not this variable's.
         let set = (self.set)(config.clone(), value).and_then(|set| match problem(&set) {
             Some(problem) if before.as_ref() != Some(&problem) => Err(format!("is not possible ({problem})")),
             _ => Ok(set),
@@ -143,7 +149,7 @@ fn size<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
     bytes.and_then(|bytes| T::try_from(bytes).ok()).ok_or_else(wrong)
 }
 
-/// A time with its unit: `500ms`, `5s`, `10min`, `12h`, `7d`. A number alone could mean anything.
+/// A time with its unit: `500ms`, `5s`, `10min`, `12h`, `7d`. Only `0` needs no unit.
 fn time(text: &str) -> Result<Duration, String> {
     let wrong = || "must be a time with its unit (ms, s, min, h, d), such as 500ms or 5s".to_owned();
     let (digits, unit) = split_unit(text);
@@ -204,7 +210,13 @@ fn proxy(config: Config, text: &str) -> Result<Config, String> {
 }
 
 fn ca_certificate(config: Config, path: &str) -> Result<Config, String> {
-    let pem = std::fs::read(path).map_err(|error| format!("must be the path of a PEM file: {error}"))?;
+    let unreadable = |error| format!("must be the path of a PEM file: {error}");
+    // A pipe or a device would not end.
+    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err("must be the path of a PEM file, and is not a regular file".to_owned());
+    }
+    let mut pem = Vec::new();
+    File::open(path).and_then(|file| file.take(PEM_MOST).read_to_end(&mut pem)).map_err(unreadable)?;
     check_certificates(&pem).map_err(|_| "must be the path of a file with certificates in PEM".to_owned())?;
     Ok(config.ca_certificate(pem))
 }

@@ -12,7 +12,7 @@
 //! a handler must not touch memory that may fault because a file was truncated. `docs/format.md` describes the file.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
@@ -32,6 +32,8 @@ const ENTRY_WORDS: usize = 32;
 const ENTRY_HEAD: usize = 4;
 /// Bytes kept of one text.
 const TEXT_MOST: usize = (ENTRY_WORDS - ENTRY_HEAD) * WORD;
+/// How often a thread copies entries that others have added while it copied.
+const CATCH_UPS_MOST: usize = 3;
 /// Maximum number of breadcrumbs in a record. Fewer than the ring has: the oldest entries may be overwritten meanwhile.
 const REPORTED_MOST: usize = 30;
 const WORD: usize = 8;
@@ -63,6 +65,10 @@ static COPY: OnceLock<FileCopy> = OnceLock::new();
 struct FileCopy {
     page: Arc<OwnerPage>,
     salt: u64,
+    /// Number of the last entry that was copied.
+    copied: AtomicU64,
+    /// A thread copies.
+    is_busy: AtomicBool,
 }
 
 /// A breadcrumb: a short text that says what the program did, see [`Client::breadcrumb`](crate::Client::breadcrumb).
@@ -83,12 +89,53 @@ pub(crate) fn record_breadcrumb(text: &str, at: WallNanos) {
     if let Some(entry) = entry_of(&RING, number) {
         fill(entry, [number, time, text.len() as u64, sum], text);
     }
-    // No words in a forked child, and after the shard was released.
-    if let Some(copy) = COPY.get()
-        && let Some(words) = copy.page.words()
-        && let Some(entry) = entry_of(words.as_chunks().0.get(1..).unwrap_or_default(), number)
-    {
-        fill(entry, [number, time, text.len() as u64, sum ^ copy.salt], text);
+    if let Some(copy) = COPY.get() {
+        copy.catch_up();
+    }
+}
+
+impl FileCopy {
+    /// Copies the entries that the file does not have yet. One thread at a time does that, and the others go on: a store
+    /// into the mapping waits while the file system is frozen or its disk hangs.
+    fn catch_up(&self) {
+        for _ in 0..CATCH_UPS_MOST {
+            if self.is_busy.swap(true, Ordering::Acquire) {
+                return;
+            }
+            // No words in a forked child, and after the shard was released.
+            if let Some(words) = self.page.words() {
+                self.copy_to(words.as_chunks().0.get(1..).unwrap_or_default());
+            }
+            self.is_busy.store(false, Ordering::Release);
+            // Others may have added entries meanwhile, and left copying them to this thread.
+            if COUNT.load(Ordering::Relaxed) == self.copied.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+    }
+
+    fn copy_to(&self, entries: &[Entry]) {
+        let newest = COUNT.load(Ordering::Relaxed);
+        let mut copied = self.copied.load(Ordering::Relaxed).max(newest.saturating_sub(ENTRIES as u64));
+        for number in copied.saturating_add(1)..=newest {
+            // An entry that its thread has not finished is tried again the next time.
+            if self.copy_entry(entries, number) && copied.saturating_add(1) == number {
+                copied = number;
+            }
+        }
+        self.copied.store(copied, Ordering::Relaxed);
+    }
+
+    fn copy_entry(&self, entries: &[Entry], number: u64) -> bool {
+        let mut field = [0; WORD + TEXT_MOST];
+        let Some(len) = entry_of(&RING, number).and_then(|entry| copy(entry, number, &mut field)) else { return false };
+        if let Some((time, text)) = field.get(..len).and_then(<[u8]>::split_first_chunk::<WORD>)
+            && let Some(entry) = entry_of(entries, number)
+        {
+            let time = u64::from_le_bytes(*time);
+            fill(entry, [number, time, text.len() as u64, sum(number, time, text) ^ self.salt], text);
+        }
+        true
     }
 }
 
@@ -100,7 +147,8 @@ pub(crate) fn keep_in(page: Arc<OwnerPage>, started_at: WallNanos) {
     for (word, value) in words.iter().zip([MAGIC, VERSION, started_at.cast_unsigned()]) {
         word.store(value, Ordering::Relaxed);
     }
-    let _ = COPY.set(FileCopy { page, salt: salt_of(started_at) });
+    let copied = AtomicU64::new(COUNT.load(Ordering::Relaxed));
+    let _ = COPY.set(FileCopy { page, salt: salt_of(started_at), copied, is_busy: AtomicBool::new(false) });
 }
 
 /// The newest breadcrumbs that the run which began at `started_at` left in this shard, oldest first, at most 30. Empty

@@ -98,7 +98,7 @@ impl Fields {
 
     /// Sets a number or a truth value; one of the same name is replaced.
     pub(super) fn set(&mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Value>) {
-        self.put(name.into(), value.into(), size_of::<u64>());
+        self.put(name.into(), value.into());
     }
 
     /// Sets a text, which is cut to what is left.
@@ -106,22 +106,25 @@ impl Fields {
         let name = name.into();
         let most = self.left.bytes.saturating_sub(name.len()).min(TEXT_MOST);
         let (text, _) = print(most, text);
-        let len = text.len();
-        self.put(name, text.into(), len);
+        self.put(name, text.into());
     }
 
     /// Sets the fields that were recorded later.
     pub(super) fn merge(&mut self, later: Fields) {
         for (name, value) in later.entries {
-            let len = value.as_str().map_or(size_of::<u64>(), str::len);
-            self.put(name, value, len);
+            self.put(name, value);
         }
     }
 
-    fn put(&mut self, name: Cow<'static, str>, value: Value, len: usize) {
-        let size = name.len().saturating_add(len);
-        let Some(bytes) = self.left.bytes.checked_sub(size) else { return };
-        if let Some((_, known)) = self.entries.iter_mut().find(|(known, _)| *known == name) {
+    fn put(&mut self, name: Cow<'static, str>, value: Value) {
+        let size =
+            |name: &str, value: &Value| name.len().saturating_add(value.as_str().map_or(size_of::<u64>(), str::len));
+        let known = self.entries.iter_mut().find(|(known, _)| *known == name);
+        // The bytes of a value that is replaced can be used again.
+        let freed = known.as_ref().map_or(0, |(name, value)| size(name, value));
+        let left = self.left.bytes.saturating_add(freed);
+        let Some(bytes) = left.checked_sub(size(&name, &value)) else { return };
+        if let Some((_, known)) = known {
             *known = value;
         } else if let Some(fields) = self.left.fields.checked_sub(1) {
             self.left.fields = fields;

@@ -101,7 +101,10 @@ impl<L: Log> Logger<L> {
             return EventAction::Ignore;
         }
         match &self.action {
-            Some(filter) => reentry::caught(|| filter(metadata)).unwrap_or(EventAction::Ignore),
+            // The filter may log, and is then called again.
+            Some(filter) => {
+                reentry::calling_out(|| reentry::caught(|| filter(metadata))).unwrap_or(EventAction::Ignore)
+            }
             None => match metadata.level() {
                 LogLevel::Error => EventAction::Exception,
                 LogLevel::Warn | LogLevel::Info => EventAction::Breadcrumb,
@@ -114,7 +117,7 @@ impl<L: Log> Logger<L> {
 impl<L: Log> Log for Logger<L> {
     /// Whether the other logger wants it, or this one.
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.inner.enabled(metadata) || self.action(metadata) != EventAction::Ignore
+        self.inner.enabled(metadata) || (!is_refused() && self.action(metadata) != EventAction::Ignore)
     }
 
     // Not inlined, because its frame marks the edge of the stack.

@@ -85,7 +85,8 @@
 //!   (`before_send`, `on_diagnostic`) may log errors: they are captured, but what is logged while they are captured is
 //!   not.
 //! * If records of the crate `log` reach the subscriber through `tracing-log`, they are captured like events of
-//!   `tracing`. Do not install the logger of the feature `log` as well: each line would be reported twice.
+//!   `tracing`. [`LayerBuilder::event_filter`] is also called with the target `log` for each of them, and that answer
+//!   counts. Do not install the logger of the feature `log` as well: each line would be reported twice.
 
 use std::error::Error;
 use std::fmt::{self, Debug};
@@ -174,7 +175,8 @@ impl LayerBuilder {
     }
 
     /// Decides which spans are kept for the events inside of them. Default: those of the levels ERROR, WARN and INFO.
-    /// Called once for each place of a span in the source.
+    /// Called when the place of a span in the source is reached for the first time, and again if another layer's answer
+    /// may change. So it must answer the same for the same metadata.
     pub fn span_filter(mut self, filter: impl Fn(&Metadata<'_>) -> bool + Send + Sync + 'static) -> Self {
         self.keeps_span = Some(Box::new(filter));
         self
@@ -199,11 +201,16 @@ struct Rules {
     keeps_span: Option<IsKept>,
 }
 
+/// Calls a filter of the program, which may log and so be called again; `None` if it panics.
+fn called<T>(filter: impl FnOnce() -> T) -> Option<T> {
+    reentry::calling_out(|| reentry::caught(filter))
+}
+
 impl Rules {
     #[inline]
     fn action(&self, metadata: &Metadata<'_>) -> EventAction {
         match &self.action {
-            Some(filter) => reentry::caught(|| filter(metadata)).unwrap_or(EventAction::Ignore),
+            Some(filter) => called(|| filter(metadata)).unwrap_or(EventAction::Ignore),
             None => match *metadata.level() {
                 TracingLevel::ERROR => EventAction::Exception,
                 TracingLevel::WARN | TracingLevel::INFO => EventAction::Breadcrumb,
@@ -220,7 +227,7 @@ impl Rules {
             return self.action(metadata) != EventAction::Ignore;
         }
         match &self.keeps_span {
-            Some(filter) => reentry::caught(|| filter(metadata)).unwrap_or(false),
+            Some(filter) => called(|| filter(metadata)).unwrap_or(false),
             None => *metadata.level() <= TracingLevel::INFO,
         }
     }
@@ -233,11 +240,15 @@ pub struct CallsiteFilter {
 
 impl<S> Filter<S> for CallsiteFilter {
     fn enabled(&self, metadata: &Metadata<'_>, _: &Context<'_, S>) -> bool {
-        self.rules.wants(metadata)
+        // A filter that logs is called for its own line, and no deeper.
+        reentry::inside().depth <= 1 && self.rules.wants(metadata)
     }
 
-    /// Never `sometimes`: the answer does not change, so it is not asked for again.
+    /// The answer does not change, so it is asked for once, unless another layer's answer does.
     fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if reentry::inside().depth > 1 {
+            return Interest::sometimes();
+        }
         if self.rules.wants(metadata) { Interest::always() } else { Interest::never() }
     }
 
@@ -269,7 +280,7 @@ struct SpanFields(Fields);
 
 impl<S: Subscriber + for<'span> LookupSpan<'span>> Layer<S> for EventLayer {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
-        if attributes.values().is_empty() {
+        if attributes.values().is_empty() || is_refused() {
             return;
         }
         let mut recorded = FieldVisitor::new(SPAN_FIELDS, false);
@@ -278,6 +289,9 @@ impl<S: Subscriber + for<'span> LookupSpan<'span>> Layer<S> for EventLayer {
     }
 
     fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        if is_refused() {
+            return;
+        }
         let mut recorded = FieldVisitor::new(SPAN_FIELDS, false);
         values.record(&mut recorded);
         keep(recorded.fields, id, &context);

@@ -6,7 +6,7 @@ use super::Pipeline;
 use crate::delivery::{Phase, Source, SourceError};
 pub(super) use crate::queue::OWN;
 use crate::queue::store::ChunkKey;
-use crate::queue::{Ack, ChunkRef, Lease, Queue, Rows};
+use crate::queue::{Ack, ChunkRef, Lease, Queue, QueueError, Rows, StoreError};
 use crate::report::Diagnostic;
 use crate::sys::clock::WallNanos;
 
@@ -29,13 +29,25 @@ impl Pipeline {
         from: (u32, &Queue),
         max_bytes: usize,
         wants: &dyn Fn(ChunkRef) -> bool,
-    ) -> Result<Vec<Lease>, SourceError> {
+    ) -> Result<Vec<Lease>, QueueError> {
         let mut events = 0;
         let leases = rows.lease(from, max_bytes, wants, self.options.clock.wall_nanos(), &mut events);
         if events > 0 {
             (self.options.report)(Diagnostic::EventsLost { events, after_restart: false });
         }
-        leases.map_err(|error| SourceError::Unreadable(error.into()))
+        leases
+    }
+
+    /// A failed read of our own shard, without the row lock. On a full disk, the transaction that is under way may close
+    /// the store and open it again in the reserve's space. That is no failure of the queue, and soon over.
+    fn failed_read(&self, error: QueueError) -> SourceError {
+        let is_latched = matches!(error, QueueError::Store { source: StoreError::Latched, .. });
+        if is_latched && self.leases.waits_for_commit(OWN) {
+            return SourceError::Busy;
+        }
+        // The store is latched now, or was meanwhile opened again; if not, the committer opens it.
+        self.mailbox.wake();
+        SourceError::Unreadable(error.into())
     }
 }
 
@@ -52,8 +64,13 @@ impl Source for Pipeline {
         // Read before the rows: if the committer clears this later, it wakes delivery again.
         let is_catching_up = self.is_catching_up.load(Ordering::Acquire);
         let Some(rows) = self.leases.try_lock() else { return Err(SourceError::Busy) };
-        // A failed read latches the store; the committer opens it again.
-        let own = self.lease_from(&rows, (OWN, &self.shard), max_bytes, wants).inspect_err(|_| self.mailbox.wake())?;
+        let own = match self.lease_from(&rows, (OWN, &self.shard), max_bytes, wants) {
+            Ok(own) => own,
+            Err(error) => {
+                drop(rows);
+                return Err(self.failed_read(error));
+            }
+        };
         if !own.is_empty() {
             return Ok(own);
         }
@@ -88,8 +105,9 @@ impl Source for Pipeline {
             return Err(SourceError::Busy);
         }
         let Some(rows) = self.leases.try_lock() else { return Err(SourceError::Busy) };
-        let newest = rows.lease_newest((OWN, &self.shard), wants).inspect_err(|_| self.mailbox.wake());
-        newest.map_err(|error| SourceError::Unreadable(error.into()))
+        let newest = rows.lease_newest((OWN, &self.shard), wants);
+        drop(rows);
+        newest.map_err(|error| self.failed_read(error))
     }
 
     fn is_held(&self) -> bool {

@@ -74,7 +74,13 @@ impl Pipeline {
         let is_lost = || self.shard.is_lost().then_some(DropReason::Storage);
         let is_full = || self.is_journal_full().then_some(DropReason::JournalFull);
         let is_held = || self.held.load(Ordering::SeqCst).then_some(DropReason::OptedOut);
-        self.admission.refusal().or_else(is_lost).or_else(is_held).or_else(is_full)
+        // A capture asks in this order too: opted out comes before a queue that is full.
+        let refusal = self.admission.refusal();
+        if refusal == Some(DropReason::Closed) {
+            refusal
+        } else {
+            is_held().or(refusal).or_else(is_lost).or_else(is_full)
+        }
     }
 
     /// Whether the journal refused an event for want of space, and nothing was moved out of it since.
@@ -91,7 +97,7 @@ impl Pipeline {
         }
     }
 
-    /// The thread of all engines, unless the one of this lane is the problem.
+    /// The state of the delivery thread, which all lanes share; `Restarting` while only this lane's engine restarts.
     fn deliver_state(&self, now: Instant) -> ThreadState {
         match self.threads.deliver_state(now) {
             state if state.is_up() && self.delivery().is_some_and(DeliveryHandle::is_restarting) => {
@@ -101,8 +107,8 @@ impl Pipeline {
         }
     }
 
-    /// Number of queued events, in an adopted queue too, by the last commit and the journal. Takes no lock that a commit
-    /// holds.
+    /// Number of queued events, those of an adopted queue included: as of the last commit, plus what is in the journal.
+    /// Takes no lock that a commit holds.
     pub(crate) fn queued_as_committed(&self) -> u64 {
         let ledger = self.shard.ledger();
         let in_journal = self.shard.accepted().saturating_sub(ledger.accepted);
@@ -125,8 +131,8 @@ impl Pipeline {
         lock(&self.out_of_reach).clone().or_else(|| self.problem())
     }
 
-    /// The ledger of the lane's own shard, and the number of events it has accepted. The difference to the ledger's own
-    /// count is in the journal.
+    /// The ledger of the lane's own shard, and the number of events it has accepted. Those that the ledger
+    /// does not count yet are in the journal.
     pub(super) fn account(&self) -> (Ledger, u64) {
         // In this order: events that are checkpointed in between still count as in the journal.
         let ledger = self.leases.ledger(OWN, || self.shard.ledger());
@@ -205,7 +211,7 @@ pub(super) mod testing {
                 }
                 after = read.last;
             }
-            // Records that were checkpointed before the store was read are in what was read, or gone.
+            // A record that was checkpointed before the store was read is among `open`, or it is decided already.
             records.retain(|seq, _| *seq > checkpointed);
             records.extend(open);
             records.into_values().collect()
@@ -227,7 +233,8 @@ pub(super) mod testing {
             if !self.orphans.is_idle() {
                 return None;
             }
-            // Before the delivery, on whose thread the loader runs: it has acted on its commands when that sleeps.
+            // The loader is asked before the delivery: it runs on the delivery thread, so it has acted on the commands
+            // that it has seen once that thread sleeps.
             let loading = self.definitions().map_or(Some(0), |loader| loader.asleep())?;
             Some(self.mailbox.asleep()? + loading + self.delivery()?.asleep()?)
         }

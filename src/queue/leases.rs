@@ -159,11 +159,7 @@ pub(crate) struct Rows<'a> {
 impl Drop for Rows<'_> {
     fn drop(&mut self) {
         drop(self.guard.take());
-        if self.leases.is_missed.swap(false, Ordering::SeqCst)
-            && let Some(wake) = self.leases.wake.get()
-        {
-            wake();
-        }
+        self.leases.wake_missed();
     }
 }
 
@@ -187,6 +183,24 @@ impl Leases {
             try_lock(&self.row_lock)
         })?;
         Some(Rows { leases: self, guard: Some(guard) })
+    }
+
+    fn wake_missed(&self) {
+        if self.is_missed.swap(false, Ordering::SeqCst)
+            && let Some(wake) = self.wake.get()
+        {
+            wake();
+        }
+    }
+
+    /// Whether a transaction of this shard is under way. If so, delivery is woken when it has ended. The caller must not
+    /// hold the row lock.
+    pub(crate) fn waits_for_commit(&self, origin: u32) -> bool {
+        let table = self.table();
+        let is_under_way = table.committing.contains_key(&origin);
+        // Under the table's lock, which the end of the transaction takes before it wakes.
+        self.is_missed.fetch_or(is_under_way, Ordering::SeqCst);
+        is_under_way
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -227,6 +241,8 @@ impl Leases {
         if table.next_attempt.is_none() {
             table.next_attempt = failed.next_attempt;
         }
+        drop(table);
+        self.wake_missed();
     }
 
     /// Whether nothing waits for a commit.

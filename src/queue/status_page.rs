@@ -392,8 +392,12 @@ pub(crate) struct PhaseGuard<'a> {
 impl Drop for PhaseGuard<'_> {
     fn drop(&mut self) {
         // Only the last guard resets the phase.
-        if self.page.inside.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if self.page.inside.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.page.set_phase(Phase::Quiet);
+            // Another thread may have entered in between, and its phase was overwritten.
+            if self.page.inside.load(Ordering::SeqCst) > 0 {
+                self.page.set_phase(Phase::Store);
+            }
         }
     }
 }

@@ -108,7 +108,8 @@ pub enum HealthCause {
     /// Failing: ordinary events are dropped (`Stats::rejecting`): the queue, the journal or the disk is full, another
     /// process has taken over the queue, or a forked child could not open one.
     Rejecting,
-    /// Failing: the queue of AI events cannot be opened, so AI events are dropped.
+    /// Degraded: the queue of AI events could not be opened when it was last tried, so AI events are dropped. The next one
+    /// tries again.
     AiUnavailable,
     /// Degraded: the queue is in the memory of the process although a directory was configured, or its directory was
     /// deleted.
@@ -197,11 +198,9 @@ impl HealthCause {
     /// [`Degraded`](HealthStatus::Degraded).
     pub fn status(self) -> HealthStatus {
         match self {
-            HealthCause::Closed
-            | HealthCause::ThreadEnded
-            | HealthCause::ThreadStuck
-            | HealthCause::Rejecting
-            | HealthCause::AiUnavailable => HealthStatus::Failing,
+            HealthCause::Closed | HealthCause::ThreadEnded | HealthCause::ThreadStuck | HealthCause::Rejecting => {
+                HealthStatus::Failing
+            }
             _ => HealthStatus::Degraded,
         }
     }
@@ -218,7 +217,8 @@ impl Health {
     /// For a liveness probe: false if a restart of the process helps. That is the case if a thread of the client has
     /// ended although the client is open, or has been stuck for more than five minutes. A client that was closed or
     /// disabled, a full queue, a rejected key and an outage are no reasons: a restart would change nothing, and the
-    /// events are in the queue.
+    /// events are in the queue. Not seen here, although a restart helps: a queue that another process has taken over,
+    /// and a forked child that could not open one. Both are [`HealthCause::Rejecting`].
     pub fn is_alive(&self) -> bool {
         self.is_alive
     }

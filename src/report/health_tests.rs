@@ -44,7 +44,7 @@ fn dropped_events_are_a_failure_unless_the_program_wants_it() {
     assert_eq!(judged(&Stats::disabled(Vec::new())), degraded(HealthCause::Disabled));
     assert_eq!(judged(&Stats::forked(Vec::new(), false)), degraded(HealthCause::NotOpened));
     assert_eq!(judged(&Stats::forked(Vec::new(), true)), failing(HealthCause::Rejecting));
-    assert_eq!(with(|stats| stats.ai_unavailable = true), failing(HealthCause::AiUnavailable));
+    assert_eq!(with(|stats| stats.ai_unavailable = true), degraded(HealthCause::AiUnavailable));
     for stats in [Stats::disabled(Vec::new()), Stats::forked(Vec::new(), false)] {
         assert!(stats.health().is_ready() && stats.health().is_alive());
     }

@@ -140,7 +140,7 @@ fn health_sees_the_ai_endpoint_and_an_ai_queue_that_cannot_open() {
     let shard = harness.client().stats().dir.unwrap();
     std::fs::write(shard.parent().unwrap().join("ai"), "not a directory").unwrap();
     assert!(!harness.client().capture_ai(Event::new("$ai_trace", "user_1")).is_accepted());
-    must_be(harness.client(), HealthStatus::Failing, HealthCause::AiUnavailable);
+    must_be(harness.client(), HealthStatus::Degraded, HealthCause::AiUnavailable);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::fmt::{self, Debug};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -29,6 +29,9 @@ use super::message::TransportError;
 
 /// How long a connection waits for the files. Afterwards it is made with the identity that was read last.
 const READ_WAIT: Duration = Duration::from_secs(2);
+
+/// How long the creation of a client waits for the files.
+const START_WAIT: Duration = Duration::from_secs(10);
 
 /// The largest file that is read. Chains have a few KiB.
 const MOST_BYTES: u64 = 1024 * 1024;
@@ -74,7 +77,7 @@ pub(super) struct Identity {
 impl Identity {
     /// Reads the files. An error says what is wrong and what to do, and contains no part of the key.
     pub(super) fn new(source: ClientIdentity) -> Result<Arc<Self>, TransportError> {
-        let loaded = load(&source).map_err(|why| TransportError::BadIdentity { why })?;
+        let loaded = load_in_time(&source).map_err(|why| TransportError::BadIdentity { why })?;
         Ok(Self::with(source, Arc::new(loaded)))
     }
 
@@ -143,6 +146,23 @@ impl Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity").field("source", &self.source).finish_non_exhaustive()
     }
+}
+
+/// Loads for the creation of a client, which must not hang with a file system.
+fn load_in_time(source: &ClientIdentity) -> Result<Loaded, String> {
+    if matches!(source, ClientIdentity::Pem { .. }) {
+        return load(source);
+    }
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let source = source.clone();
+    let read = move || _ = sender.send(load(&source));
+    thread::Builder::new()
+        .name("posthog-certs".to_owned())
+        .spawn(read)
+        .map_err(|error| format!("no thread could be started to read its files: {error}"))?;
+    receiver.recv_timeout(START_WAIT).unwrap_or_else(|_| {
+        Err(format!("its files could not be read within {START_WAIT:?}; check the file system that they are on"))
+    })
 }
 
 fn load(source: &ClientIdentity) -> Result<Loaded, String> {

@@ -16,6 +16,7 @@
 //! * flags, probes and metrics.
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::extract::{Query, State};
@@ -29,7 +30,7 @@ use posthog::integrations::tower::RequestContextLayer;
 use posthog::{Client, Config, Event};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
@@ -37,6 +38,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// Orders that wait for the worker. More are refused with 503, so that memory stays bounded.
 const WAITING_MAX: usize = 1024;
+/// How long requests may go on after a signal. With `shutdown_timeout` (10 s) less than `TimeoutStopSec` of the unit.
+const REQUESTS_MOST: Duration = Duration::from_secs(5);
 
 #[derive(Clone)]
 struct App {
@@ -66,31 +69,46 @@ async fn main() -> anyhow::Result<()> {
     let worker = tokio::spawn(work(client.clone(), waiting));
     let address = std::env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
     let listener = TcpListener::bind(&address).await.with_context(|| format!("cannot listen on {address}"))?;
+    // Before the service is ready: without these, a signal ends the process at once.
+    let signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tracing::info!(address = %listener.local_addr()?, "listening");
     // For a unit with `Type=notify`. Nothing happens without systemd.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
-    axum::serve(listener, router(App { client: client.clone(), orders })).with_graceful_shutdown(stop()).await?;
+    let (stopping, stopped) = oneshot::channel();
+    let serving = axum::serve(listener, router(App { client: client.clone(), orders }))
+        .with_graceful_shutdown(stop(signals, stopping));
+    tokio::select! {
+        served = serving => served?,
+        // A request that does not end must not keep the events from being delivered.
+        () = after(stopped, REQUESTS_MOST) => tracing::warn!("requests were cut off at the stop"),
+    }
 
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    // The router is gone, and with it the last sender: the worker ends once it has done what it had accepted.
-    worker.await?;
+    // The worker ends when the last request is gone and it has done what it had accepted.
+    let _ = tokio::time::timeout(REQUESTS_MOST, worker).await;
     // Delivers for up to `shutdown_timeout`. The next start delivers the rest.
     let report = client.close().await;
     tracing::info!(delivered = report.delivered, left_on_disk = report.remaining, "stopped");
     Ok(())
 }
 
-/// Resolves at SIGTERM and SIGINT.
-async fn stop() {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return std::future::pending().await;
-    };
+/// Resolves at SIGTERM and SIGINT, and notifies systemd and `main`.
+async fn stop((mut terminate, mut interrupt): (Signal, Signal), stopping: oneshot::Sender<()>) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    let _ = stopping.send(());
+}
+
+/// Resolves this long after the stop began.
+async fn after(stopped: oneshot::Receiver<()>, time: Duration) {
+    if stopped.await.is_err() {
+        // The service ended by itself.
+        return std::future::pending().await;
+    }
+    tokio::time::sleep(time).await;
 }
 
 fn router(app: App) -> Router {
@@ -100,7 +118,7 @@ fn router(app: App) -> Router {
         .route("/checkout", get(checkout))
         // A context for each request: its path and the ids of its session are on every event captured in it.
         .layer(RequestContextLayer::new())
-        // What is below is not part of a context.
+        // Requests to the routes below have no context.
         .route("/live", get(live))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
@@ -130,7 +148,7 @@ async fn order(State(app): State<App>, Json(order): Json<Order>) -> Result<Respo
 
 async fn work(client: Client, mut orders: mpsc::Receiver<Job>) {
     while let Some((order, reply)) = orders.recv().await {
-        // The sender of the request may have gone. Its order is placed nevertheless.
+        // The HTTP client may have disconnected. Its order is placed nevertheless.
         let _ = reply.send(place(&client, &order).await);
     }
 }
@@ -178,8 +196,8 @@ async fn metrics(State(app): State<App>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], app.client.stats().to_prometheus())
 }
 
-/// The error of a handler. `?` makes one of any error, with the stack of where that happened; otherwise all errors would
-/// have the stack of the conversion into a response, and PostHog would group them as one issue.
+/// The error of a handler. `?` makes one of any error, with the stack of where that happened; otherwise all errors
+/// would have the stack of the conversion into a response, and PostHog would group them as one issue.
 struct AppError {
     error: anyhow::Error,
     stack: CallStack,

@@ -28,7 +28,6 @@ impl Daemon {
             .env("POSTHOG_HOST", sink.url())
             .env("POSTHOG_QUEUE_DIR", queue)
             .env("LISTEN", "127.0.0.1:0")
-            .env("RUST_LOG", "info")
             .stderr(Stdio::piped());
         let mut process = command.spawn().expect("the daemon starts");
         let mut lines = BufReader::new(process.stderr.take().expect("a pipe")).lines();
@@ -45,9 +44,8 @@ impl Daemon {
     }
 
     /// SIGKILL.
-    fn kill(mut self) {
-        self.process.kill().expect("a process");
-        self.process.wait().expect("an end");
+    fn kill(self) {
+        // By `Drop`.
     }
 
     /// SIGTERM, as systemd and Kubernetes stop a service. It delivers what is queued and exits with 0.
@@ -55,6 +53,14 @@ impl Daemon {
         let kill = std::process::Command::new("kill").arg(self.process.id().to_string()).status();
         assert!(kill.is_ok_and(|status| status.success()));
         assert!(self.process.wait().expect("an end").success());
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It has ended already, unless it is to be killed or a test has failed.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 

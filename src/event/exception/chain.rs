@@ -265,13 +265,29 @@ pub(super) fn short(full: &str) -> Option<(String, Option<String>)> {
 /// The type name at the beginning of a Debug text, if it looks like one: `Missing { key: .. }`, `Io(..)`, or `Closed`
 /// alone, but not a message.
 fn in_debug(value: &dyn Debug, message: &str, note: &mut impl FnMut(&'static str, bool)) -> Option<String> {
-    let (text, has_failed) = print(DEBUG_READ, format_args!("{value:?}"));
-    note("Debug", has_failed);
+    let mut beginning = DebugBeginning(BoundedText { text: String::new(), left: DEBUG_READ, is_full: false });
+    let result = call(|| write!(beginning, "{value:?}"));
+    let DebugBeginning(BoundedText { text, is_full, .. }) = beginning;
+    note("Debug", result.is_none_or(|result| result.is_err() && !is_full));
     let end = text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(text.len());
     let (name, rest) = text.split_at_checked(end)?;
     let is_whole = rest.is_empty() && text != message && text.len() < DEBUG_READ;
     let looks_like_one = is_whole || rest.starts_with('(') || rest.starts_with(" {");
     (looks_like_one && is_name(name) && name.starts_with(|c: char| c.is_ascii_uppercase())).then(|| name.to_owned())
+}
+
+/// Refuses everything after the type name and its bracket: what follows may cost much, as the stack of an `anyhow::Error`.
+struct DebugBeginning(BoundedText);
+
+impl Write for DebugBeginning {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        self.0.write_str(part)?;
+        if self.0.text.contains(['(', '{']) {
+            self.0.is_full = true;
+            return Err(fmt::Error);
+        }
+        Ok(())
+    }
 }
 
 /// Whether the text is a valid type name.

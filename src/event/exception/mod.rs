@@ -33,7 +33,7 @@ mod printed;
 mod tests;
 
 pub use chain::AdHocError;
-#[cfg(any(feature = "log", feature = "tracing"))]
+#[cfg(any(feature = "log", feature = "tower", feature = "tracing"))]
 pub(crate) use chain::print;
 pub(crate) use chain::{Chain, ChainEntry, type_of};
 pub(crate) use event::ExceptionStack;

@@ -7,7 +7,7 @@
 //!   the flag has no payload.
 //! * PostHog decrypts an encrypted payload for a personal key (`phx_`) only. For a project's secret key (`phs_`) it
 //!   returns a marker in place of the payload, which is an error here: a program must not take it for its configuration.
-//! * A response that is not PostHog's (a captive portal's page, a proxy's 404) is [`RemoteConfigError::Unavailable`].
+//! * A response that is not PostHog's (a captive portal's page, the HTML of a proxy's 404) is [`RemoteConfigError::Unavailable`].
 //! * Permits, retries and the timeout are those of requests for values. An outage of those does not matter here, because
 //!   another service of PostHog's may respond.
 

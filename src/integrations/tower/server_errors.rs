@@ -15,7 +15,7 @@ use tower_service::Service;
 
 use crate::client::{Client, capture, capture_exception_with};
 use crate::event::Event;
-use crate::event::exception::{AdHocError, ExceptionOptions};
+use crate::event::exception::{AdHocError, ExceptionOptions, print};
 use crate::sys::reentry;
 
 /// Captures each response with a status of 500 to 599, and each error that the service itself returns, for PostHog's
@@ -187,6 +187,9 @@ where
     }
 }
 
+/// Bytes kept of the text of an error.
+const TEXT_MOST: usize = 10_000;
+
 /// What is known of a request before its response.
 struct Failure {
     method: http::Method,
@@ -210,7 +213,7 @@ impl Failure {
 
     fn capture_error(&self, error: &impl Display) {
         // The error is the program's: its `Display` may panic, and the service must not.
-        let text = reentry::calling_out(|| reentry::caught(|| error.to_string()));
+        let text = reentry::calling_out(|| reentry::caught(|| print(TEXT_MOST, format_args!("{error}")).0));
         let text = text.unwrap_or_else(|| "an error that cannot be printed".to_owned());
         self.capture("ServiceError", &text, ("http_error", text.as_str().into()));
     }
@@ -232,12 +235,15 @@ impl Failure {
         }
         let shown = route.map(|route| format!(" {route}")).unwrap_or_default();
         let error = AdHocError::new(format!("{method}{shown}: {what}")).kind(kind);
+        let fingerprint = format!("{method}{shown} {kind}");
         let options = ExceptionOptions::new()
             .props(&props)
             .stack(false)
             .mechanism("middleware")
             .source("tower.middleware")
-            .fingerprint(format!("{method}{shown} {kind}"));
+            // One failing route must not use up the tokens of the others.
+            .rate_limit_key(&fingerprint)
+            .fingerprint(fingerprint);
         let _ = match client {
             Some(client) => client.capture_exception_with(&error, options),
             None => capture_exception_with(&error, options),
