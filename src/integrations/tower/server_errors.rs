@@ -213,8 +213,8 @@ impl Failure {
 
     fn capture_error(&self, error: &impl Display) {
         // The error is the program's: its `Display` may panic, and the service must not.
-        let text = reentry::calling_out(|| reentry::caught(|| print(TEXT_MOST, format_args!("{error}")).0));
-        let text = text.unwrap_or_else(|| "an error that cannot be printed".to_owned());
+        let (text, has_failed) = reentry::calling_out(|| print(TEXT_MOST, format_args!("{error}")));
+        let text = if has_failed { "an error that cannot be printed".to_owned() } else { text };
         self.capture("ServiceError", &text, ("http_error", text.as_str().into()));
     }
 
