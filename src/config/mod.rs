@@ -547,7 +547,7 @@ impl Config {
 
     /// Whether the addresses of stacks are resolved to names before they are sent, as far as the build that sends has
     /// symbols. It happens on the delivery thread and takes 50 to 300 ms for the first stack of a place, depending on
-    /// the size of the executable, and nothing for the next. Not done if the executable is larger than 256 MiB, has no
+    /// the size of the executable, and nothing for the next. Not done if the executable is larger than 1 GiB, has no
     /// build id, or belongs to the forked child of a process that had a client. PostHog resolves what this library does
     /// not, if symbols were uploaded; addresses and build ids are always sent. Default: on.
     pub fn symbolicate(mut self, on: bool) -> Self {

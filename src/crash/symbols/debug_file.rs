@@ -29,8 +29,8 @@ use object::{CompressionFormat, Object, ObjectSection};
 use crate::record::symbols::Symbol;
 use crate::sys::limits::beginning;
 
-/// Files larger than this are not read: it would take too long.
-pub(super) const LARGEST_FILE: u64 = 256 * 1024 * 1024;
+/// Files larger than this are not read: reading the headers of all units would take too long.
+pub(super) const LARGEST_FILE: u64 = 1024 * 1024 * 1024;
 /// Functions in larger units, or in units with larger line programs, only get names from the symbol table: parsing
 /// takes a few times the size.
 const LARGEST_UNIT: usize = 8 * 1024 * 1024;
