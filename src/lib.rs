@@ -77,6 +77,8 @@
 //! * `anyhow`, `eyre`: capture reports of these crates (`Client::capture_anyhow`, `Client::capture_eyre`).
 //! * `brotli`, `zstd`: more codecs for [`Config::compression`].
 //! * `crash-signals`: `install_crash_handler`, which reports fatal signals, on Linux.
+//! * `inspect`: `posthog::inspect`, which reads, checks, repairs and moves queues, also those of other programs. `cli`
+//!   makes the command `posthog-queue` of it.
 //! * `metrics`: publishes [`Stats`] through the facade of the crate `metrics`, under the names of
 //!   [`Stats::to_prometheus`].
 //! * `log`: `integrations::log`, a logger around another logger: errors become exceptions, other records breadcrumbs.
@@ -100,6 +102,9 @@ mod delivery;
 mod error;
 mod event;
 mod flags;
+#[cfg(feature = "inspect")]
+#[cfg_attr(docsrs, doc(cfg(feature = "inspect")))]
+pub mod inspect;
 pub mod integrations;
 mod pipeline;
 mod queue;

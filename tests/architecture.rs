@@ -21,6 +21,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("fuzz", 8),
     ("bin", 8),
     ("testing", 8),
+    ("inspect", 8),
     ("client", 7),
     ("integrations", 7),
     ("config", 6),

@@ -120,7 +120,7 @@ impl Config {
     }
 
     /// The directory of the queues.
-    pub(super) fn place(&self) -> Result<PathBuf, Error> {
+    pub(crate) fn place(&self) -> Result<PathBuf, Error> {
         self.place_by(|name| std::env::var(name).ok())
     }
 

@@ -141,6 +141,13 @@ pub(crate) fn claim_orphan(
     Ok(None)
 }
 
+/// Claims the shard of this number, which exists; `None` if a process holds it.
+#[cfg(feature = "inspect")]
+pub(crate) fn claim_shard(disk: &Disk, shards_dir: &Path, number: u32) -> Result<Option<Claim>, QueueError> {
+    vet_shards_dir(disk, shards_dir)?;
+    try_existing(disk, shards_dir, number)
+}
+
 /// Whether no process holds some shard that `is_wanted`. Shards that cannot be claimed are skipped.
 fn any_orphan(disk: &Disk, project_dir: &Path, is_wanted: &dyn Fn(u32) -> bool) -> bool {
     let mut after = None;

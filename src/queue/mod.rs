@@ -42,6 +42,8 @@ pub(crate) mod journal;
 mod leases;
 mod owner_page;
 mod ownership;
+#[cfg(feature = "inspect")]
+mod reader;
 mod recovery;
 mod run;
 mod status_page;
@@ -65,11 +67,15 @@ pub(crate) use directory::{
     Claim, OrphanedQueue, claim, claim_orphan, has_orphan, has_orphan_with_dead, is_known_empty, orphaned, shard_dir,
     shard_dirs,
 };
+#[cfg(feature = "inspect")]
+pub(crate) use directory::{claim_shard, shard_numbers};
 pub(crate) use error::{QueueError, StoreError};
 pub(crate) use evict::{EvictUntil, EvictionCursor};
 pub(crate) use leases::{Ack, ChunkRef, Lease, Leases, OWN, Rows, Totals};
 pub(crate) use owner_page::OwnerPage;
 pub(crate) use ownership::{Ownership, holds_idle_files};
+#[cfg(feature = "inspect")]
+pub(crate) use reader::{Bad, Found, Reader, copy};
 pub(crate) use recovery::{Finding, Opened};
 pub(crate) use run::{Heartbeat, RunRecord, task_id};
 pub(crate) use status_page::{OpeningMark, Predecessor};
@@ -124,6 +130,18 @@ pub(crate) struct Queue {
 /// What the last owner of a shard left on its status page.
 pub(crate) fn predecessor(disk: &Disk, shard_dir: &Path) -> Predecessor {
     StatusPage::peek(disk, shard_dir).unwrap_or_default()
+}
+
+/// The project whose records the shard contains, as far as its store can be read. Changes nothing.
+#[cfg(feature = "inspect")]
+pub(crate) fn project_of(disk: &Disk, shard_dir: &Path) -> Option<Project> {
+    store::RowReader::open(disk, shard_dir).ok()?.project().cloned()
+}
+
+/// The version of the shard's status page, if a newer version of this library wrote it.
+#[cfg(feature = "inspect")]
+fn newer_version(disk: &Disk, shard_dir: &Path) -> io::Result<Option<u64>> {
+    StatusPage::newer_version(disk, &shard_dir.join(StatusPage::FILE))
 }
 
 impl Queue {

@@ -73,6 +73,9 @@ pub(crate) struct Predecessor {
     pub(crate) ledger: Option<Ledger>,
     /// When the oldest event in its store was checkpointed.
     pub(crate) oldest_at: Option<WallNanos>,
+    /// Its process, and when it took the queue over, in nanoseconds since the epoch.
+    pub(crate) pid: u64,
+    pub(crate) started_at: u64,
     /// When it last committed something.
     pub(crate) active_at: WallNanos,
     /// The last run of an owner that had the queue as its own.
@@ -218,6 +221,8 @@ impl StatusPage {
             died_in_store: phase != Phase::Quiet as u64,
             deaths_opening: deaths_after(phase, self.get(Word::Deaths)),
             same_boot: boot_id == now_booted,
+            pid: self.get(Word::Pid),
+            started_at: self.get(Word::StartedAt),
             active_at: self.get(Word::LastActivity) as WallNanos,
             accepted: self.get(Word::Accepted),
             epoch: Some(self.get(Word::Epoch)).filter(|epoch| *epoch <= EPOCH_MAX).unwrap_or(0),

@@ -18,7 +18,7 @@ const MAGIC: [u8; 8] = *b"\x89PHJ\r\n\x1a\n";
 pub(crate) const VERSION: u32 = 1;
 /// Bytes of the header that its checksum covers.
 const CHECKED: usize = 48;
-const STATE_AT: usize = 56;
+pub(super) const STATE_AT: usize = 56;
 /// How much is read at a time when looking for the end.
 const LOOK_BYTES: usize = 256 * 1024;
 
@@ -245,20 +245,7 @@ impl Arena {
 
     /// Where the frames up to `end` appear to stop, from their length words alone.
     pub(super) fn likely_end(&self, end: usize) -> io::Result<usize> {
-        let end = end.min(self.len());
-        let mut at = HEADER_BYTES;
-        while at < end {
-            let piece = self.read(at, end.min(at.saturating_add(LOOK_BYTES)))?;
-            let mut inside = 0;
-            while let Some(word) = piece.get(inside..).and_then(|rest| rest.first_chunk::<4>()) {
-                match frame::framed_len(u32::from_le_bytes(*word) as usize) {
-                    Some(framed) if *word != [0; 4] => inside = inside.saturating_add(framed),
-                    _ => return Ok(at + inside),
-                }
-            }
-            at = at.saturating_add(inside.max(FRAME_HEAD));
-        }
-        Ok(at.min(end))
+        likely_end_of(end.min(self.len()), |from, to| self.read(from, to))
     }
 
     /// Prepares the pages of a range for being written to.
@@ -311,6 +298,23 @@ impl Arena {
     }
 }
 
+/// Where the frames in the `end` bytes that `read` returns parts of appear to stop, from their length words alone.
+pub(super) fn likely_end_of(end: usize, read: impl Fn(usize, usize) -> io::Result<Vec<u8>>) -> io::Result<usize> {
+    let mut at = HEADER_BYTES;
+    while at < end {
+        let piece = read(at, end.min(at.saturating_add(LOOK_BYTES)))?;
+        let mut inside = 0;
+        while let Some(word) = piece.get(inside..).and_then(|rest| rest.first_chunk::<4>()) {
+            match frame::framed_len(u32::from_le_bytes(*word) as usize) {
+                Some(framed) if *word != [0; 4] => inside = inside.saturating_add(framed),
+                _ => return Ok(at + inside),
+            }
+        }
+        at = at.saturating_add(inside.max(FRAME_HEAD));
+    }
+    Ok(at.min(end))
+}
+
 /// A file that was removed or replaced can be synced without an error, and its bytes can never be found again.
 fn still_there(file: &DiskFile) -> io::Result<()> {
     if file.can_be_found()? {
@@ -339,7 +343,7 @@ fn encode_header(round: Option<&Round>) -> [u8; STATE_AT + 8] {
     bytes
 }
 
-fn decode_header(bytes: &[u8; STATE_AT + 8]) -> Header {
+pub(super) fn decode_header(bytes: &[u8; STATE_AT + 8]) -> Header {
     let word = |at: usize| {
         let mut word = [0; 8];
         word.copy_from_slice(&bytes[at..at + 8]);

@@ -23,6 +23,8 @@
 
 mod active;
 pub(crate) mod arena;
+#[cfg(feature = "inspect")]
+pub(crate) mod peek;
 mod pool;
 pub(crate) mod replay;
 

@@ -54,7 +54,7 @@ impl StoreOptions {
     }
 }
 
-pub(super) const QUEUE: &str = "queue.redb";
+pub(crate) const QUEUE: &str = "queue.redb";
 pub(crate) const RESERVE: &str = "reserve";
 
 /// The directory of a store.

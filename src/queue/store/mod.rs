@@ -26,6 +26,8 @@ mod backend;
 mod files;
 mod maintenance;
 mod open;
+#[cfg(feature = "inspect")]
+mod row_reader;
 mod rows;
 mod salvage;
 mod schema;
@@ -46,13 +48,20 @@ use crate::sys::crash_point;
 use crate::sys::disk::{Disk, Home, fork};
 use backend::StoreFile;
 use files::{Registration, Reserve, StoreDir};
+#[cfg(not(feature = "inspect"))]
 use rows::State;
 
+#[cfg(feature = "inspect")]
+pub(crate) use files::QUEUE;
 pub(crate) use files::{RESERVE, StoreOptions};
 #[cfg(test)]
 pub(crate) use maintenance::COMPACT_FROM;
 pub(crate) use maintenance::is_worth_compacting;
 pub(crate) use open::{OpenReport, identify};
+#[cfg(feature = "inspect")]
+pub(crate) use row_reader::{Row, RowReader};
+#[cfg(feature = "inspect")]
+pub(crate) use rows::State;
 pub(crate) use rows::{CHUNK_BYTES_TARGET, Chunk, ChunkKey, DeadRecord, Ledger, Project};
 pub(crate) use transaction::{Applied, Changes, DeadRead, Read, Removal};
 

@@ -144,18 +144,18 @@ impl Project {
 
 /// Everything small that changes with every transaction. It is one row, so it changes as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct State {
-    pub(super) ledger: Ledger,
+pub(crate) struct State {
+    pub(crate) ledger: Ledger,
     /// The number of rows in the chunk table. At open it is compared with the table's own count.
-    pub(super) rows: u64,
+    pub(crate) rows: u64,
     /// Bytes of the pages that the chunk rows take. Stored in a row of its own, which a file of an older version does
     /// not have.
-    pub(super) row_bytes: u64,
+    pub(crate) row_bytes: u64,
     /// Bytes of the dead rows, stored beside `row_bytes`; `None` if they were not counted.
-    pub(super) dead_bytes: Option<u64>,
+    pub(crate) dead_bytes: Option<u64>,
     /// The epoch of the newest arena that was checkpointed; 0 for none.
-    pub(super) epoch: u64,
-    pub(super) next_attempt: Option<WallNanos>,
+    pub(crate) epoch: u64,
+    pub(crate) next_attempt: Option<WallNanos>,
 }
 
 /// Where every event is that a queue ever accepted. Changed only in the transaction that moves the events.

@@ -168,7 +168,8 @@ impl<'a> Salvage<'a> {
         })
     }
 
-    fn copy_table(
+    /// Passes every row of a table that can be read to `sink`, until that fails.
+    pub(super) fn copy_table(
         &mut self,
         table: TableDefinition<'_, &'static [u8], &'static [u8]>,
         width: usize,
@@ -233,6 +234,12 @@ impl<'a> Salvage<'a> {
         });
         self.failed();
         Ok(Some(low..=high))
+    }
+
+    /// The number of places that could not be read so far.
+    #[cfg(feature = "inspect")]
+    pub(super) fn failures(&self) -> u32 {
+        self.failures
     }
 
     /// Counts a failure and reopens the file: the failure may have latched the database or poisoned its locks.

@@ -13,6 +13,8 @@ use crate::sys::machine::OomCount;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Disk {
     pub(super) gate: Option<Arc<dyn Gate>>,
+    /// Whether files of other users may be read.
+    pub(super) reads_any_user: bool,
 }
 
 /// Decides about each call before it is made. A method that returns `None` leaves the real value in place.
@@ -84,10 +86,17 @@ pub(crate) enum Op {
 }
 
 impl Disk {
+    /// A disk that also reads files of other users, as far as the system permits that: for an operator who looks at the
+    /// queue of a daemon. What it reads must not decide what is written or sent.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn of_any_user() -> Self {
+        Self { reads_any_user: true, ..Self::default() }
+    }
+
     /// The real disk behind a gate.
     #[cfg(test)]
     pub(crate) fn gated(gate: Arc<dyn Gate>) -> Self {
-        Self { gate: Some(gate) }
+        Self { gate: Some(gate), reads_any_user: false }
     }
 
     /// Makes a call if the gate allows it; repeats it when a signal interrupted it.

@@ -1,0 +1,69 @@
+//! `posthog-queue`: looks into a queue, checks it, repairs it and moves it. `docs/operations.md` is its manual.
+//!
+//! Each command is a file in `commands/`, which stands on `posthog::inspect`. What they share is here: which queues a
+//! command is about (`target.rs`), how results are written (`output.rs`), and the exit status.
+
+mod commands;
+mod output;
+mod target;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use commands::Command;
+use output::Output;
+
+/// Looks into the queues of programs that use posthog-durable: why events do not leave, whether the files are sound, and
+/// how to repair, move, deliver or forget what is in them.
+#[derive(Debug, Parser)]
+#[command(name = "posthog-queue", version, max_term_width = 80, after_help = EXIT_STATUS)]
+struct Args {
+    #[command(flatten)]
+    output: output::OutputArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_STATUS: &str = "\
+Exit status:
+  0  all is well, or the command did what it was asked for
+  1  the command found something: events that are stuck, damage, a loss
+  2  the command could not be carried out; nothing was changed unless it says so
+
+Without a directory, commands use the one that a program with the same environment
+would use: POSTHOG_QUEUE_DIR, or `posthog` below STATE_DIRECTORY, XDG_STATE_HOME or
+~/.local/state.";
+
+/// What a command found: its exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Verdict {
+    /// All is well. Exit status 0.
+    Fine,
+    /// Something that an operator should look at. Exit status 1.
+    Found,
+    /// Status 2, where a command went on after a part of it failed.
+    CouldNot,
+}
+
+/// Why a command could not be carried out. Printed with its sources; exit status 2.
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let mut output = Output::new(args.output);
+    match args.command.run(&mut output).and_then(|verdict| output.finish().map(|()| verdict)) {
+        Ok(verdict) => ExitCode::from(verdict as u8),
+        // `posthog-queue list | head` is no failure.
+        Err(failure) if is_closed_pipe(failure.as_ref()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output.failed(failure.as_ref());
+            ExitCode::from(Verdict::CouldNot as u8)
+        }
+    }
+}
+
+fn is_closed_pipe(failure: &(dyn std::error::Error + 'static)) -> bool {
+    let failure = failure.downcast_ref::<std::io::Error>();
+    failure.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}

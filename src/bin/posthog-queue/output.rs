@@ -1,0 +1,198 @@
+//! How results are written: tables, JSON, colours, progress bars, questions.
+//!
+//! Results go to standard output, everything else (progress, questions, errors) to standard error. A colour or a progress
+//! bar appears only on a terminal.
+
+use std::error::Error;
+use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
+use std::time::Duration;
+
+use clap::Args;
+use comfy_table::presets::NOTHING;
+use comfy_table::{ContentArrangement, Table};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use crate::Failure;
+
+/// Options of every command.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct OutputArgs {
+    /// Write JSON: one object a line, with the keys that docs/operations.md names
+    #[arg(long, global = true)]
+    json: bool,
+    /// Do what cannot be undone without asking
+    #[arg(long, short, global = true)]
+    yes: bool,
+    /// No progress bars
+    #[arg(long, short, global = true)]
+    quiet: bool,
+}
+
+/// Where results go.
+#[derive(Debug)]
+pub(crate) struct Output {
+    args: OutputArgs,
+    out: BufWriter<StdoutLock<'static>>,
+}
+
+/// The meaning of a colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tone {
+    Good,
+    Warning,
+    Bad,
+    Plain,
+}
+
+/// The width that output is made for, on a terminal of that width or more and elsewhere.
+const WIDTH: u16 = 80;
+
+impl Output {
+    pub(crate) fn new(args: OutputArgs) -> Self {
+        Self { args, out: BufWriter::new(io::stdout().lock()) }
+    }
+
+    /// Whether JSON is asked for.
+    pub(crate) fn is_json(&self) -> bool {
+        self.args.json
+    }
+
+    /// Whether standard output is a terminal.
+    pub(crate) fn is_terminal(&self) -> bool {
+        io::stdout().is_terminal()
+    }
+
+    /// Writes one line.
+    pub(crate) fn line(&mut self, line: impl AsRef<str>) -> Result<(), Failure> {
+        Ok(writeln!(self.out, "{}", line.as_ref())?)
+    }
+
+    /// Writes one object as a line of JSON.
+    pub(crate) fn json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
+        serde_json::to_writer(&mut self.out, value)?;
+        Ok(self.out.write_all(b"\n")?)
+    }
+
+    /// Writes rows under headings, fit for 80 columns.
+    pub(crate) fn table(&mut self, headings: &[&str], rows: Vec<Vec<String>>) -> Result<(), Failure> {
+        let mut table = Table::new();
+        table.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH);
+        if !headings.is_empty() {
+            table.set_header(headings);
+        }
+        table.add_rows(rows);
+        for line in table.lines() {
+            // Spaces at the end of a line would only make copied text wider.
+            self.line(line.trim_end())?;
+        }
+        Ok(())
+    }
+
+    /// The text in the colour of its meaning, on a terminal only.
+    pub(crate) fn toned(&self, tone: Tone, text: &str) -> String {
+        let code = match tone {
+            Tone::Good => "32",
+            Tone::Warning => "33",
+            Tone::Bad => "31",
+            Tone::Plain => return text.to_owned(),
+        };
+        let is_wanted = self.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        if is_wanted { format!("\u{1b}[1;{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+    }
+
+    /// A progress bar for work of `total` units, with rate and time left. Appears after a second, on a terminal only.
+    pub(crate) fn progress(&self, what: &str, total: u64, unit: Unit) -> Progress {
+        let shown = !self.args.quiet && io::stderr().is_terminal();
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
+        let (position, rate) = match unit {
+            Unit::Bytes => ("{bytes}/{total_bytes}", "{bytes_per_sec}"),
+            Unit::Events => ("{human_pos}/{human_len}", "{per_sec}"),
+        };
+        let template = format!("{{msg:18}} {{wide_bar}} {position} {rate} {{eta}} left");
+        if let Ok(style) = ProgressStyle::with_template(&template) {
+            bar.set_style(style);
+        }
+        bar.set_message(what.to_owned());
+        Progress { bar, shown, began: std::time::Instant::now() }
+    }
+
+    /// Asks before something that cannot be undone. `--yes` answers; without it and without a terminal the answer is no.
+    pub(crate) fn confirm(&mut self, question: &str) -> Result<bool, Failure> {
+        if self.args.yes {
+            return Ok(true);
+        }
+        self.out.flush()?;
+        if !io::stdin().is_terminal() {
+            return Err(format!("{question} This cannot be undone: repeat the command with --yes").into());
+        }
+        let mut error = io::stderr().lock();
+        write!(error, "{question} [y/N] ")?;
+        error.flush()?;
+        let mut answer = String::new();
+        io::stdin().read_line(&mut answer)?;
+        Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    }
+
+    /// Writes a note to standard error, also with `--json`.
+    pub(crate) fn note(&mut self, text: &str) {
+        let _ = self.out.flush();
+        // There is nobody else to report to.
+        let _ = writeln!(io::stderr(), "{text}");
+    }
+
+    /// Writes a failure with its sources.
+    pub(crate) fn failed(&mut self, failure: &dyn Error) {
+        let mut text = format!("posthog-queue: {failure}");
+        let mut source = failure.source();
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        self.note(&text);
+    }
+
+    /// Makes what was written visible now, as `--watch` needs it.
+    pub(crate) fn flush(&mut self) -> Result<(), Failure> {
+        Ok(self.out.flush()?)
+    }
+
+    /// Writes what is still buffered.
+    pub(crate) fn finish(&mut self) -> Result<(), Failure> {
+        self.flush()
+    }
+}
+
+/// What a progress bar counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    Bytes,
+    Events,
+}
+
+/// A progress bar, removed when dropped.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    bar: ProgressBar,
+    shown: bool,
+    began: std::time::Instant,
+}
+
+/// Work that takes less than this shows no bar.
+const SHOWN_AFTER: Duration = Duration::from_secs(1);
+
+impl Progress {
+    /// Moves the bar to `position`.
+    pub(crate) fn at(&self, position: u64) {
+        if self.shown && self.bar.is_hidden() && self.began.elapsed() >= SHOWN_AFTER {
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+        self.bar.set_position(position);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,22 @@
+//! Queues from outside: finds them, reads them without changing them, checks, repairs and moves them. The command
+//! `posthog-queue` (feature `cli`) stands on this module; `docs/operations.md` is its manual.
+//!
+//! A *queue* here is one shard: a directory `<queue_dir>/<project>/shard-<n>` with a journal and a store, that one
+//! process at a time owns ([`QueueDir`]). Functions that read change nothing, and work beside a living owner. Functions
+//! that write open the queue as its owner, and fail with [`InspectError::Owned`] while another process has it.
+//!
+//! ```no_run
+//! for queue in posthog::inspect::queues(&posthog::inspect::default_queue_dir()?)? {
+//!     println!("{} is owned by {:?}", queue.path().display(), queue.owner()?);
+//! }
+//! # Ok::<(), posthog::inspect::InspectError>(())
+//! ```
+
+mod error;
+mod owned;
+mod places;
+mod reader;
+
+pub use error::InspectError;
+pub use places::{Owner, QueueDir, default_queue_dir, queues};
+pub use reader::{Content, Damage, EventPlace, EventSummary, QueueReader, StoredEvent};

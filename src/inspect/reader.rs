@@ -1,0 +1,256 @@
+//! [`QueueReader`]: the content of a queue, without changing it.
+
+use std::fmt;
+use std::fs::{self, DirBuilder};
+use std::ops::ControlFlow;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use uuid::Uuid;
+
+use super::error::InspectError;
+use super::places::QueueDir;
+use crate::queue::{self, Found, Reader};
+use crate::record::json::write_event;
+use crate::record::{Malformed, NoSymbols, View};
+use crate::sys::clock::system_time;
+use crate::sys::disk::Disk;
+
+/// The content of a queue.
+///
+/// A queue without an owner is read in place. One with a living owner is copied first, so the content is that of one
+/// moment; the copy is removed when the reader is dropped. Memory: one row or one arena of the journal.
+#[derive(Debug)]
+pub struct QueueReader {
+    reader: Reader,
+    disk: Disk,
+    /// The directory that is read: the queue's own, or the copy.
+    dir: PathBuf,
+    /// Removed when dropped.
+    copy: Option<Scratch>,
+    queue: QueueDir,
+}
+
+/// An event, as [`QueueReader::events`] passes it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct StoredEvent<'a> {
+    /// Where the event is.
+    pub place: EventPlace,
+    /// Its sequence number: events of a queue have ascending numbers in the order in which they were captured.
+    pub sequence: u64,
+    body: &'a [u8],
+}
+
+/// Where an event is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EventPlace {
+    /// In the journal: accepted, and not yet moved into the store.
+    Journal,
+    /// In the store, where it waits for delivery.
+    Store {
+        /// Since when.
+        since: SystemTime,
+    },
+    /// PostHog rejected it for good.
+    DeadLetter {
+        /// The HTTP status of the rejection; 0 if the event could not be read and was never sent.
+        status: u16,
+        /// The server's reason.
+        reason: String,
+        /// The number of requests that contained it.
+        attempts: u32,
+        /// When it was last rejected.
+        last_attempt: SystemTime,
+    },
+}
+
+/// The parts of an event that filters use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EventSummary<'a> {
+    /// The name of the event.
+    pub event: &'a str,
+    /// The person.
+    pub distinct_id: &'a str,
+    /// The uuid, under which PostHog ignores repetitions.
+    pub uuid: Uuid,
+    /// The time of the event.
+    pub timestamp: SystemTime,
+}
+
+/// Something in a queue that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Damage {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub what: String,
+    /// Events that cannot be saved, where their number is known.
+    pub lost_events: Option<u64>,
+}
+
+/// Something that a queue contains.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Content<'a> {
+    /// An event that waits, or a dead letter.
+    Event(StoredEvent<'a>),
+    /// Something that cannot be read.
+    Damage(Damage),
+}
+
+impl QueueDir {
+    /// Opens the queue for reading. Changes nothing in it, and works beside a living owner: then the files are copied into
+    /// a new directory below `scratch` first, for which that needs as much space as the queue takes.
+    ///
+    /// Fails if the files may not be read, if a newer version wrote them, if there is too little space for the copy
+    /// ([`InspectError::Io`]), or if the owner writes faster than they can be copied ([`InspectError::Busy`]).
+    pub fn read(&self, scratch: &Path) -> Result<QueueReader, InspectError> {
+        self.read_with(scratch, &|_| {})
+    }
+
+    /// Like [`read`](Self::read); `progress` gets the number of bytes that were copied.
+    pub fn read_with(&self, scratch: &Path, progress: &dyn Fn(u64)) -> Result<QueueReader, InspectError> {
+        let disk = Disk::of_any_user();
+        let failed = |error| InspectError::queue(self.path(), error);
+        let copy = match self.owner()? {
+            None => None,
+            Some(_) => {
+                let copy = Scratch::below(scratch)?;
+                copy.check_space(&disk, self.path())?;
+                if !queue::copy(&disk, self.path(), &copy.path, progress).map_err(failed)? {
+                    return Err(InspectError::Busy { path: self.path().into() });
+                }
+                Some(copy)
+            }
+        };
+        let dir = copy.as_ref().map_or(self.path(), |copy| &copy.path).to_path_buf();
+        let reader = Reader::open(&disk, &dir, copy.is_some()).map_err(failed)?;
+        Ok(QueueReader { reader, disk, dir, copy, queue: self.clone() })
+    }
+}
+
+impl QueueReader {
+    /// Whether this reads a copy, because a living process owns the queue.
+    pub fn is_copy(&self) -> bool {
+        self.copy.is_some()
+    }
+
+    /// Passes everything in the queue to `each`, until that breaks: the waiting events, the oldest first, then the dead
+    /// letters, and in between what is damaged. Fails at the end if a process has opened the queue meanwhile: then what
+    /// was passed may be wrong, and the next attempt reads a copy.
+    pub fn content(&self, each: &mut dyn FnMut(Content<'_>) -> ControlFlow<()>) -> Result<(), InspectError> {
+        let mut pass = |found: Found<'_>| match found {
+            Found::Record { seq, body, checkpointed_at } => {
+                let place =
+                    checkpointed_at.map_or(EventPlace::Journal, |at| EventPlace::Store { since: system_time(at) });
+                each(Content::Event(StoredEvent { place, sequence: seq, body }))
+            }
+            Found::Dead(dead) => {
+                let place = EventPlace::DeadLetter {
+                    status: dead.status,
+                    reason: dead.reason.clone(),
+                    attempts: dead.attempts,
+                    last_attempt: system_time(dead.last_attempt),
+                };
+                each(Content::Event(StoredEvent { place, sequence: dead.seq, body: &dead.body }))
+            }
+            Found::Bad(bad) => each(Content::Damage(Damage { path: bad.path, what: bad.why, lost_events: bad.lost })),
+        };
+        let walked = self.reader.walk(&self.disk, &mut pass);
+        walked.map_err(|error| InspectError::queue(&self.dir, error))?;
+        match self.queue.owner()?.filter(|_| self.copy.is_none()) {
+            // Its first act may have been to change what was being read.
+            Some(owner) => Err(InspectError::Owned { path: self.dir.clone(), pid: owner.pid }),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn reader(&self) -> &Reader {
+        &self.reader
+    }
+}
+
+impl StoredEvent<'_> {
+    /// The parts that filters use. Fails if the record's content is damaged although its checksum is right, which a defect
+    /// of the program that wrote it may cause.
+    pub fn summary(&self) -> Result<EventSummary<'_>, InspectError> {
+        let view = self.view()?;
+        Ok(EventSummary {
+            event: view.name,
+            distinct_id: view.distinct_id,
+            uuid: view.head.uuid,
+            timestamp: system_time(view.head.timestamp_nanos),
+        })
+    }
+
+    /// The event as PostHog's batch endpoint takes it: an object with `uuid`, `event`, `distinct_id`, `properties` and
+    /// `timestamp`, in one line. Addresses of stacks have no names.
+    pub fn to_json(&self) -> Result<String, InspectError> {
+        let mut text = Vec::new();
+        write_event(&self.view()?, &NoSymbols, &mut text).map_err(|error| self.malformed(error))?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// The record as the queue stores it: see `docs/format.md`.
+    pub(crate) fn body(&self) -> &[u8] {
+        self.body
+    }
+
+    fn view(&self) -> Result<View<'_>, InspectError> {
+        View::parse(self.body).map_err(|error| self.malformed(error))
+    }
+
+    fn malformed(&self, error: Malformed) -> InspectError {
+        InspectError::Input(format!("event {} cannot be read: {error}", self.sequence))
+    }
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.what)?;
+        match self.lost_events {
+            Some(lost) => write!(f, " ({lost} events lost)"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A directory of this process alone, removed with its content when dropped.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    path: PathBuf,
+}
+
+impl Scratch {
+    fn below(dir: &Path) -> Result<Self, InspectError> {
+        let path = dir.join(format!("posthog-inspect-{}", Uuid::now_v7().simple()));
+        DirBuilder::new().mode(0o700).create(&path).map_err(|source| InspectError::io(dir, source))?;
+        Ok(Self { path })
+    }
+
+    fn check_space(&self, disk: &Disk, queue: &Path) -> Result<(), InspectError> {
+        let entries = fs::read_dir(queue).map_err(|source| InspectError::io(queue, source))?;
+        let sizes = entries.flatten().filter_map(|entry| entry.metadata().ok()).filter(fs::Metadata::is_file);
+        let needed: u64 = sizes.map(|file| file.len()).sum();
+        let free = disk.free_bytes(&self.path).map_err(|source| InspectError::io(&self.path, source))?;
+        if needed <= free {
+            return Ok(());
+        }
+        let why = format!("a copy of the queue needs up to {needed} bytes there, and {free} are free");
+        Err(InspectError::Io {
+            path: self.path.clone(),
+            source: std::io::Error::new(std::io::ErrorKind::StorageFull, why),
+        })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}

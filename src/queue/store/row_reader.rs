@@ -1,0 +1,164 @@
+//! Reading the rows of a store that this process does not own: in its file nothing is changed, and each row must pass
+//! its own checks. Stands on salvage, so damage costs only the rows that it is in.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::files::{StoreDir, StoreOptions};
+use super::rows::{Chunk, DeadRecord, Project, State};
+use super::salvage::Salvage;
+use super::schema::{self, CHUNKS, ChunkRow, DEAD, Meta};
+use crate::queue::error::StoreError;
+use crate::sys::disk::{Disk, Home};
+
+/// A row, as far as it can be read.
+#[derive(Debug)]
+pub(crate) enum Row {
+    /// Records, of which `lost` others of the same row are damaged.
+    Chunk {
+        chunk: Chunk,
+        lost: u64,
+    },
+    Dead(DeadRecord),
+    /// A row, or a range of rows, of which nothing can be read.
+    Lost {
+        why: String,
+        /// The number of records, if it is known.
+        events: Option<u64>,
+    },
+}
+
+/// A store's file, open for reading.
+#[derive(Debug)]
+pub(crate) struct RowReader {
+    place: StoreDir,
+    /// Whether there is a file.
+    exists: bool,
+    meta: Meta,
+}
+
+type Each<'a> = &'a mut dyn FnMut(Row) -> ControlFlow<()>;
+
+impl RowReader {
+    /// Opens the store in `dir`. A file that is missing or cannot be read has no rows; one of a newer version is refused.
+    pub(crate) fn open(disk: &Disk, dir: &Path) -> Result<Self, StoreError> {
+        let options = StoreOptions {
+            project: Project { host: String::new(), api_key: String::new() },
+            cache_bytes: 1024 * 1024,
+            reserve_bytes: 0,
+            dead_bytes: 0,
+            check_integrity: false,
+            untrusted: true,
+            unreadable: false,
+            witness: None,
+        };
+        let place = StoreDir {
+            disk: disk.clone(),
+            dir: dir.to_path_buf(),
+            home: Home::of(dir)?,
+            options,
+            condemned: Arc::default(),
+        };
+        let exists = disk.exists(&place.queue())?;
+        if exists {
+            // An error here (a permission) must not look like damage.
+            disk.open(&place.queue(), crate::sys::disk::Open::ReadOnly)?;
+        }
+        let meta = if exists { Salvage::open(&place).meta() } else { Meta::default() };
+        if let Some(found) = meta.schema.filter(|found| *found > schema::SCHEMA) {
+            return Err(StoreError::Newer { found, known: schema::SCHEMA });
+        }
+        Ok(Self { place, exists, meta })
+    }
+
+    /// Whether the store's file exists.
+    pub(crate) fn exists(&self) -> bool {
+        self.exists
+    }
+
+    /// The state, if it can be read.
+    pub(crate) fn state(&self) -> Option<&State> {
+        self.meta.state.as_ref()
+    }
+
+    /// The project, if it can be read.
+    pub(crate) fn project(&self) -> Option<&Project> {
+        self.meta.identity.as_ref().map(|(project, _)| project)
+    }
+
+    /// Passes the chunks to `each`, until that breaks. Ascending, as long as nothing is damaged.
+    pub(crate) fn chunks(&self, each: Each<'_>) -> Result<ControlFlow<()>, StoreError> {
+        let mut pass = |key: &[u8], value: &[u8]| {
+            let Some(key) = schema::parse_chunk_key(key) else {
+                return each(Row::Lost {
+                    why: "a row has a key that this library does not write".into(),
+                    events: None,
+                });
+            };
+            let seq = key.first_seq;
+            match schema::parse_chunk(key, value) {
+                ChunkRow::Whole(chunk) => each(Row::Chunk { chunk, lost: 0 }),
+                ChunkRow::Torn(torn) => match torn.salvage() {
+                    Some(chunk) => {
+                        let lost = u64::from(torn.count.saturating_sub(chunk.count));
+                        each(Row::Chunk { chunk, lost })
+                    }
+                    None => each(Row::Lost {
+                        why: format!("no record of the row of record {seq} is whole"),
+                        events: Some(u64::from(torn.count)),
+                    }),
+                },
+                ChunkRow::Lost => {
+                    each(Row::Lost { why: format!("the head of the row of record {seq} is damaged"), events: None })
+                }
+            }
+        };
+        let (flow, failures) = self.table(CHUNKS, 9, &mut pass)?;
+        Ok(report(flow, failures, "rows", each))
+    }
+
+    /// Passes the dead letters to `each`, until that breaks.
+    pub(crate) fn dead(&self, each: Each<'_>) -> Result<ControlFlow<()>, StoreError> {
+        let mut pass = |key: &[u8], value: &[u8]| {
+            let seq = key.first_chunk().map(|seq| u64::from_be_bytes(*seq));
+            match seq.and_then(|seq| schema::parse_dead(seq, value)) {
+                Some(dead) => each(Row::Dead(dead)),
+                None => each(Row::Lost { why: format!("dead letter {} is damaged", seq.unwrap_or(0)), events: None }),
+            }
+        };
+        let (flow, failures) = self.table(DEAD, 8, &mut pass)?;
+        Ok(report(flow, failures, "dead letters", each))
+    }
+
+    fn table(
+        &self,
+        table: redb::TableDefinition<'_, &'static [u8], &'static [u8]>,
+        width: usize,
+        pass: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(ControlFlow<()>, u32), StoreError> {
+        if !self.exists {
+            return Ok((ControlFlow::Continue(()), 0));
+        }
+        let (mut flow, mut salvage) = (ControlFlow::Continue(()), Salvage::open(&self.place));
+        let walked = salvage.copy_table(table, width, &mut |key, value| {
+            flow = pass(key, value);
+            // Any error ends the walk; this one is not reported.
+            if flow.is_break() { Err(StoreError::Latched) } else { Ok(()) }
+        });
+        if flow.is_continue() {
+            walked?;
+        }
+        Ok((flow, salvage.failures()))
+    }
+}
+
+/// Reports the places where the table itself could not be read.
+fn report(flow: ControlFlow<()>, failures: u32, of: &str, each: Each<'_>) -> ControlFlow<()> {
+    flow?;
+    if failures == 0 {
+        return ControlFlow::Continue(());
+    }
+    let why = format!("the table of the {of} could not be read at {failures} places; what they held is lost");
+    each(Row::Lost { why, events: None })
+}
