@@ -92,6 +92,7 @@ impl Fields {
         Self { entries: Vec::new(), left: bounds }
     }
 
+    #[cfg(feature = "tracing")]
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -110,6 +111,7 @@ impl Fields {
     }
 
     /// Sets the fields that were recorded later.
+    #[cfg(feature = "tracing")]
     pub(super) fn merge(&mut self, later: Fields) {
         for (name, value) in later.entries {
             self.put(name, value);

@@ -62,8 +62,9 @@ fn read(client: &posthog::Client) {
     let _ = client.flush().wait(Duration::from_secs(60));
     #[allow(clippy::print_stdout, reason = "this is how it answers")]
     for diagnostic in client.diagnostics() {
-        // The queue of a process that died is left on purpose.
-        if matches!(diagnostic, posthog::diagnostics::Diagnostic::QueueAdopted { .. }) {
+        // The queue of a process that died is left on purpose, and it may have died while the committer wrote.
+        use posthog::diagnostics::Diagnostic::{QueueAdopted, StoreVerified};
+        if matches!(diagnostic, QueueAdopted { .. } | StoreVerified) {
             continue;
         }
         println!("{diagnostic}");

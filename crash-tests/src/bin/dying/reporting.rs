@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::panic::catch_unwind;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Barrier, LazyLock};
 use std::time::Duration;
 
 use posthog::Config;
@@ -125,29 +126,26 @@ pub(crate) fn play(scenario: &str) -> bool {
 /// Two threads install the hook at the same time, repeatedly; the program's own hook must still be called.
 fn installed_at_once() {
     static CALLED: AtomicI32 = AtomicI32::new(0);
-    static ROUND: AtomicI32 = AtomicI32::new(0);
-    static DONE: AtomicI32 = AtomicI32::new(0);
+    // Blocking: threads that spin make no progress on a busy machine.
+    static BEGIN: LazyLock<Barrier> = LazyLock::new(|| Barrier::new(3));
+    static END: LazyLock<Barrier> = LazyLock::new(|| Barrier::new(3));
     const TIMES: i32 = 1_000;
     for _ in 0..2 {
         std::thread::spawn(|| {
-            for round in 1..=TIMES {
-                while ROUND.load(Ordering::SeqCst) < round {
-                    std::thread::yield_now();
-                }
+            for _ in 0..TIMES {
+                BEGIN.wait();
                 posthog::install_panic_hook();
-                DONE.fetch_add(1, Ordering::SeqCst);
+                END.wait();
             }
         });
     }
-    for round in 1..=TIMES {
+    for _ in 0..TIMES {
         drop(std::panic::take_hook());
         std::panic::set_hook(Box::new(|_| {
             CALLED.fetch_add(1, Ordering::SeqCst);
         }));
-        ROUND.store(round, Ordering::SeqCst);
-        while DONE.load(Ordering::SeqCst) < 2 * round {
-            std::thread::yield_now();
-        }
+        BEGIN.wait();
+        END.wait();
         // With the client, each would be reported.
         if std::env::args_os().nth(2).is_none() {
             drop(catch_unwind(|| panic!("which hook is called")));
