@@ -6,6 +6,8 @@
 //! fails too. An exception is listed with its reason, and one that is no longer needed fails unless its table says
 //! otherwise.
 
+#[path = "architecture/public_api.rs"]
+mod public_api;
 #[path = "architecture/source.rs"]
 mod source;
 
@@ -373,4 +375,23 @@ fn no_file_imports_a_type_from_a_mod_rs_that_uses_it() {
         }
     }
     assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn the_public_interface_is_that_of_its_file() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (path, found) = (root.join("api/public-api.txt"), public_api::public_api(root));
+    if std::env::var_os("POSTHOG_WRITE_API").is_some() {
+        std::fs::write(&path, &found).expect("the file can be written");
+    }
+    let listed = std::fs::read_to_string(&path).expect("api/public-api.txt can be read");
+    let (found, listed): (BTreeSet<_>, BTreeSet<_>) = (found.lines().collect(), listed.lines().collect());
+    let removed: Vec<_> = listed.difference(&found).collect();
+    let added: Vec<_> = found.difference(&listed).collect();
+    assert!(
+        removed.is_empty() && added.is_empty(),
+        "the public interface changed. Removed:\n{removed:#?}\nAdded:\n{added:#?}\nIf that is intended, say so in CHANGELOG.md and \
+         write the file: POSTHOG_WRITE_API=1 cargo test --test architecture"
+    );
+    assert!(found.len() > 1_000, "only {} lines were found: has the form of the sources changed?", found.len());
 }
