@@ -3,7 +3,8 @@
 //! An identity is a chain of certificates and a private key, given as PEM text or as two files. Files are read when the
 //! transport is created, where an identity that cannot be used is an error, and again whenever a connection is made, so
 //! that short-lived certificates can be replaced without a restart. Reading may hang with the file system: it is done on
-//! a thread of its own, one at a time, and a connection waits for it [`READ_WAIT`] at most.
+//! a thread of its own, one at a time, and a connection waits for it for [`read_wait`] at most; not at all if the read
+//! has taken longer than that already.
 //!
 //! Files that cannot be used when they are read again, because one of them is being replaced or is gone, change nothing:
 //! the last good identity stays in use, and the reason is part of the error if the endpoint then refuses it.
@@ -12,7 +13,7 @@ use std::fmt::{self, Debug};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -24,17 +25,24 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use tokio::sync::{Mutex as AsyncMutex, oneshot};
+use tokio::time::Instant;
 
 use super::message::TransportError;
 
-/// How long a connection waits for the files. Afterwards it is made with the identity that was read last.
-const READ_WAIT: Duration = Duration::from_secs(2);
+/// The longest time for which a connection waits for files.
+const READ_WAIT_MOST: Duration = Duration::from_secs(2);
 
 /// How long the creation of a client waits for the files.
 const START_WAIT: Duration = Duration::from_secs(10);
 
 /// The largest file that is read. Chains have a few KiB.
 const MOST_BYTES: u64 = 1024 * 1024;
+
+/// How long a connection waits for files of certificates. Afterwards it is made with what was read last, in the rest of
+/// the time for connecting, which the reading must not use up.
+pub(super) fn read_wait(connect_timeout: Duration) -> Duration {
+    READ_WAIT_MOST.min(connect_timeout / 4)
+}
 
 /// Where the chain of certificates and the private key come from, both in PEM.
 #[derive(Clone, PartialEq, Eq)]
@@ -70,6 +78,8 @@ pub(super) struct Identity {
     current: ArcSwap<Loaded>,
     /// Locked while a thread reads the files.
     reading: Arc<AsyncMutex<()>>,
+    /// When a thread last began to read them.
+    began: Mutex<Option<Instant>>,
     /// Why the files could not be used when they were last read.
     problem: Mutex<Option<String>>,
 }
@@ -87,25 +97,34 @@ impl Identity {
     }
 
     fn with(source: ClientIdentity, loaded: Arc<Loaded>) -> Arc<Self> {
-        Arc::new(Self { source, current: ArcSwap::new(loaded), reading: Arc::default(), problem: Mutex::default() })
+        let current = ArcSwap::new(loaded);
+        Arc::new(Self { source, current, reading: Arc::default(), began: Mutex::default(), problem: Mutex::default() })
     }
 
     /// Why the files could not be used when they were last read. `None`: they could, or there are none.
     pub(super) fn problem(&self) -> Option<String> {
-        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.problem).clone()
     }
 
-    /// Reads the files again, before a connection is made.
-    pub(super) async fn refresh(self: Arc<Self>) {
+    /// Reads the files again, before a connection is made within this time.
+    pub(super) async fn refresh(self: Arc<Self>, connect_timeout: Duration) {
         if matches!(self.source, ClientIdentity::Files { .. }) {
+            let until = self.reading_since() + read_wait(connect_timeout);
             // Late, the connection is made with the identity that was read last.
-            let _ = tokio::time::timeout(READ_WAIT, self.read_on_a_thread()).await;
+            let _ = tokio::time::timeout_at(until, self.read_on_a_thread()).await;
         }
+    }
+
+    /// When the read that is under way began; now, if there is none.
+    fn reading_since(&self) -> Instant {
+        let is_reading = self.reading.try_lock().is_err();
+        lock(&self.began).filter(|_| is_reading).unwrap_or_else(Instant::now)
     }
 
     async fn read_on_a_thread(self: Arc<Self>) {
         // Waits for a read that is under way: two connections at a time both get the new identity.
         let reading = Arc::clone(&self.reading).lock_owned().await;
+        *lock(&self.began) = Some(Instant::now());
         let (sender, receiver) = oneshot::channel();
         let read = move || {
             self.read_again();
@@ -120,7 +139,7 @@ impl Identity {
 
     fn read_again(&self) {
         let problem = read(&self.source).and_then(|(certificates, key)| self.replace(certificates, key)).err();
-        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+        *lock(&self.problem) = problem;
     }
 
     fn replace(&self, certificates: Vec<u8>, key: Vec<u8>) -> Result<(), String> {
@@ -146,6 +165,10 @@ impl Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity").field("source", &self.source).finish_non_exhaustive()
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Loads for the creation of a client, which must not hang with a file system.

@@ -44,20 +44,54 @@ fn an_identity_is_replaced_when_both_files_are() {
     assert_eq!(first_certificate(&identity.for_child()), der(&new));
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_read_that_hangs_delays_a_connection_by_two_seconds() {
+/// For how long a connection waits, which is made `later` than a read began that does not end.
+async fn wait_for_a_read_that_hangs(connect_timeout: Duration, later: Duration) -> Duration {
     let (certificate, key) = pem("old");
     let folder = tempfile::tempdir().unwrap();
     let [at, key_at] = ["client.crt", "client.key"].map(|name| folder.path().join(name));
     std::fs::write(&at, &certificate).unwrap();
     std::fs::write(&key_at, key).unwrap();
     let identity = Identity::new(ClientIdentity::Files { certificates: at, key: key_at }).unwrap();
-    // As a thread that hangs would hold it.
+    // As the thread of the read would hold and note it.
     let _reading = Arc::clone(&identity.reading).lock_owned().await;
-    let began = tokio::time::Instant::now();
-    Arc::clone(&identity).refresh().await;
-    assert_eq!(began.elapsed(), READ_WAIT);
+    *lock(&identity.began) = Some(Instant::now());
+    tokio::time::advance(later).await;
+    let began = Instant::now();
+    Arc::clone(&identity).refresh(connect_timeout).await;
     assert_eq!(first_certificate(&identity), der(&certificate));
+    began.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_that_hangs_takes_a_quarter_of_the_connect_timeout() {
+    let second = Duration::from_secs(1);
+    assert_eq!(wait_for_a_read_that_hangs(second, Duration::ZERO).await, second / 4);
+    assert_eq!(wait_for_a_read_that_hangs(second * 60, Duration::ZERO).await, second * 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_that_hangs_is_waited_for_once() {
+    let second = Duration::from_secs(1);
+    assert_eq!(wait_for_a_read_that_hangs(second * 4, second / 4).await, second * 3 / 4, "the rest of the second");
+    assert_eq!(wait_for_a_read_that_hangs(second * 4, second).await, Duration::ZERO);
+}
+
+#[tokio::test]
+async fn a_connection_after_a_slow_read_gets_the_new_identity() {
+    let ((old, old_key), (new, new_key)) = (pem("old"), pem("new"));
+    let folder = tempfile::tempdir().unwrap();
+    let [at, key_at] = ["client.crt", "client.key"].map(|name| folder.path().join(name));
+    std::fs::write(&at, &old).unwrap();
+    std::fs::write(&key_at, &old_key).unwrap();
+    let identity = Identity::new(ClientIdentity::Files { certificates: at.clone(), key: key_at.clone() }).unwrap();
+    // An earlier read has ended long ago.
+    *lock(&identity.began) = Instant::now().checked_sub(Duration::from_secs(3600));
+    std::fs::write(&at, &new).unwrap();
+    std::fs::write(&key_at, &new_key).unwrap();
+    // Longer than any machine takes for two small files.
+    tokio::time::timeout(Duration::from_secs(600), Arc::clone(&identity).read_on_a_thread()).await.unwrap();
+    assert_eq!(first_certificate(&identity), der(&new));
+    assert!(identity.reading_since().elapsed() < Duration::from_secs(3000), "the earlier read does not count");
 }
 
 #[test]

@@ -19,7 +19,7 @@ use tower_layer::layer_fn;
 use tower_service::Service;
 
 use super::exchange::exchange;
-use super::identity::{ClientIdentity, Identity, provider};
+use super::identity::{ClientIdentity, Identity, provider, read_wait};
 use super::message::{Http, Pending, Request, TransportError};
 use super::proxy::{Proxy, Ways};
 use super::resolve;
@@ -152,12 +152,29 @@ impl Transport {
     }
 
     /// A client with the machine's present certificates, after TLS failed with those of `failed`. `None` if they have
-    /// not changed or were read within the last minute.
+    /// not changed, were read within the last minute, or cannot be read in time.
     pub(super) async fn with_current_certificates(&self, failed: &Connections) -> Option<Connections> {
         if let Some(newer) = Some(self.current()).filter(|current| !Arc::ptr_eq(&current.roots, &failed.roots)) {
             return Some(newer);
         }
-        let roots = self.read_again().await?;
+        // On a thread of its own, because reading files may hang.
+        let reading = begin_reading(&self.reading, Instant::now())?;
+        let (sender, receiver) = oneshot::channel();
+        let transport = self.clone();
+        let read = move || {
+            let newer = transport.read_again();
+            drop(reading);
+            // Fails if the request did not wait for it. Then the next one uses what was read.
+            let _ = sender.send(newer);
+        };
+        thread::Builder::new().name("posthog-certs".to_owned()).spawn(read).ok()?;
+        let wait = read_wait(self.settings.options.connect_timeout);
+        tokio::time::timeout(wait, receiver).await.ok()?.ok().flatten()
+    }
+
+    /// Reads the machine's certificates, and replaces the client if they have changed.
+    fn read_again(&self) -> Option<Connections> {
+        let roots = roots((self.settings.machine)(), &self.settings.options.ca_pem).ok()?;
         let mut current = lock(&self.current);
         if roots.is_empty() || roots.roots == current.roots.roots {
             // The file may be being written; an empty set must not replace a good one.
@@ -165,21 +182,6 @@ impl Transport {
         }
         self.replace(&mut current, Arc::new(roots))?;
         Some(current.clone())
-    }
-
-    /// Reads the machine's certificates on a thread of its own, because reading files may hang.
-    async fn read_again(&self) -> Option<RootCertStore> {
-        let reading = begin_reading(&self.reading, Instant::now())?;
-        let (sender, receiver) = oneshot::channel();
-        let settings = Arc::clone(&self.settings);
-        let read = move || {
-            let roots = roots((settings.machine)(), &settings.options.ca_pem).ok();
-            drop(reading);
-            // Fails if the request was cancelled.
-            let _ = sender.send(roots);
-        };
-        thread::Builder::new().name("posthog-certs".to_owned()).spawn(read).ok()?;
-        receiver.await.ok().flatten()
     }
 
     fn replace(&self, current: &mut Connections, roots: Arc<RootCertStore>) -> Option<()> {
@@ -214,7 +216,7 @@ fn client(
     identity: Option<&Arc<Identity>>,
 ) -> Result<reqwest::Client, TransportError> {
     let options = &settings.options;
-    let presented = identity.cloned();
+    let (presented, timeout) = (identity.cloned(), options.connect_timeout);
     let mut builder = reqwest::Client::builder()
         // Session tickets are shared mutable state, so each client gets its own TLS configuration.
         .tls_backend_preconfigured(client_config(roots, identity)?)
@@ -222,7 +224,7 @@ fn client(
         .connect_timeout(options.connect_timeout)
         .pool_idle_timeout(POOL_IDLE_TIMEOUT)
         .tcp_nodelay(true)
-        .connector_layer(layer_fn(move |inner| Connecting { inner, identity: presented.clone() }))
+        .connector_layer(layer_fn(move |inner| Connecting { inner, timeout, identity: presented.clone() }))
         // Another crate of the program may enable these features of reqwest. Bodies are decoded here, with a bound.
         .no_gzip()
         .no_deflate()
@@ -256,6 +258,7 @@ pub(super) async fn noting_connects<T>(task: impl Future<Output = T>) -> (T, boo
 #[derive(Clone)]
 struct Connecting<S> {
     inner: S,
+    timeout: Duration,
     identity: Option<Arc<Identity>>,
 }
 
@@ -279,9 +282,9 @@ where
         let Some(identity) = self.identity.clone() else { return Box::pin(self.inner.call(destination)) };
         // The service that is ready is the one to call; its clone may not be.
         let another = self.inner.clone();
-        let mut ready = std::mem::replace(&mut self.inner, another);
+        let (mut ready, timeout) = (std::mem::replace(&mut self.inner, another), self.timeout);
         Box::pin(async move {
-            identity.refresh().await;
+            identity.refresh(timeout).await;
             ready.call(destination).await
         })
     }
@@ -344,7 +347,56 @@ fn client_config(roots: &Arc<RootCertStore>, identity: Option<&Arc<Identity>>) -
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::mpsc;
+
+    use rcgen::{CertificateParams, KeyPair};
+
     use super::*;
+
+    fn certificate() -> CertificateDer<'static> {
+        let key = KeyPair::generate().unwrap();
+        CertificateParams::new(vec!["authority".to_owned()]).unwrap().self_signed(&key).unwrap().der().clone()
+    }
+
+    /// A transport whose machine has other certificates at each look, and gives them from the second on when it is told
+    /// to.
+    fn with_slow_certificates(connect_timeout: Duration) -> (Transport, mpsc::Sender<()>) {
+        let options = TransportOptions {
+            request_timeout: Duration::from_secs(60),
+            connect_timeout,
+            proxy: Proxy::None,
+            ca_pem: Vec::new(),
+            identity: None,
+            user_agent: "tests".into(),
+            headers: Vec::new(),
+        };
+        let (sender, receiver) = mpsc::channel();
+        let (looks, receiver) = (AtomicU32::new(0), Mutex::new(receiver));
+        let machine = move || {
+            if looks.fetch_add(1, Ordering::SeqCst) > 0 {
+                lock(&receiver).recv().unwrap();
+            }
+            vec![certificate()]
+        };
+        (Transport::with_surroundings(options, &|_| None, Box::new(machine)).unwrap().0, sender)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn certificates_that_are_read_late_are_used_later() {
+        let (transport, go_on) = with_slow_certificates(Duration::from_secs(1));
+        let (first, began) = (transport.current(), Instant::now());
+        assert!(transport.with_current_certificates(&first).await.is_none());
+        assert_eq!(began.elapsed(), Duration::from_millis(250), "a quarter of the time for connecting");
+        tokio::time::advance(CERTIFICATES_INTERVAL).await;
+        assert!(transport.with_current_certificates(&first).await.is_none());
+        assert_eq!(began.elapsed(), CERTIFICATES_INTERVAL + Duration::from_millis(250), "it is waited for once");
+        go_on.send(()).unwrap();
+        // The thread that reads holds this until it has replaced the client.
+        let _read = transport.reading.lock().await;
+        let second = transport.with_current_certificates(&first).await.unwrap();
+        assert_eq!((first.generation, second.generation), (0, 1));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn certificates_are_read_again_at_most_once_a_minute() {

@@ -292,7 +292,10 @@ async fn replaced_certificates_are_used_within_a_minute() {
         *times += 1;
         CertificateDer::pem_slice_iter(pem).filter_map(Result::ok).collect()
     };
-    let (transport, _) = Transport::with_surroundings(options(), &|_| None, Box::new(read)).unwrap();
+    // The reading is waited for for a part of these.
+    let minute = Duration::from_secs(60);
+    let patient = TransportOptions { request_timeout: minute, connect_timeout: minute, ..options() };
+    let (transport, _) = Transport::with_surroundings(patient, &|_| None, Box::new(read)).unwrap();
     let times = || trusted.lock().unwrap().0;
     let serve = async |server: &Authority, times: usize| {
         let (listener, address) = listen().await;
