@@ -214,11 +214,15 @@ impl Health {
         self.status != HealthStatus::Failing
     }
 
-    /// For a liveness probe: false if a restart of the process helps. That is the case if a thread of the client has
-    /// ended although the client is open, or has been stuck for more than five minutes. A client that was closed or
-    /// disabled, a full queue, a rejected key and an outage are no reasons: a restart would change nothing, and the
-    /// events are in the queue. Not seen here, although a restart helps: a queue that another process has taken over,
-    /// and a forked child that could not open one. Both are [`HealthCause::Rejecting`].
+    /// For a liveness probe: false if a restart of the process helps. That is the case if
+    ///
+    /// * a thread of the client has ended although the client is open, or has been stuck for more than five minutes,
+    /// * another process has taken over a queue (its lock file was removed), so that all further events are dropped: the
+    ///   next start uses another queue, and the events of this one are delivered by the process that has it,
+    /// * this is a forked child that could not open a queue, which it does not try again.
+    ///
+    /// A client that was closed or disabled, a full queue, a rejected key and an outage are no reasons: a restart would
+    /// change nothing, and the events are in the queue. Nor is a queue in memory, whose events a restart would lose.
     pub fn is_alive(&self) -> bool {
         self.is_alive
     }
@@ -253,7 +257,7 @@ impl Stats {
             medium: self.medium,
             fill_percent: (self.fill() * 100.0).clamp(0.0, 100.0) as u8,
             is_alive: self.storage == StorageMode::Closed
-                || !(is_gone(self.commit_thread) || is_gone(self.deliver_thread)),
+                || !(is_gone(self.commit_thread) || is_gone(self.deliver_thread) || self.lanes().any(has_no_queue)),
             problems,
         }
     }
@@ -375,6 +379,12 @@ impl Stats {
     }
 }
 
+/// Whether a lane has no queue until the process is restarted: another process has taken it over, or a forked child
+/// could not open one.
+fn has_no_queue((_, lane): (&'static str, &Stats)) -> bool {
+    matches!(lane.rejecting, Some(DropReason::Storage | DropReason::Forked))
+}
+
 /// What an operator can do about dropped events.
 fn remedy(reason: DropReason) -> &'static str {
     match reason {
@@ -383,6 +393,7 @@ fn remedy(reason: DropReason) -> &'static str {
         }
         DropReason::DiskFull => "; free some space, or lower Config::min_free_space",
         DropReason::Storage => "; restart this process to use a new queue",
+        DropReason::Forked => "; restart this process to try it again, see the diagnostic storage_failing",
         DropReason::JournalFull => "; check the disk, or raise Config::journal_bytes",
         _ => "",
     }

@@ -51,6 +51,24 @@ fn dropped_events_are_a_failure_unless_the_program_wants_it() {
 }
 
 #[test]
+fn a_client_whose_queue_is_gone_needs_a_restart() {
+    let rejecting = |reason| Stats { rejecting: Some(reason), ..working() }.health();
+    assert!(!rejecting(DropReason::Storage).is_alive(), "another process has its queue");
+    assert!(!Stats::forked(Vec::new(), true).health().is_alive(), "a child that could not open one");
+    for reason in [DropReason::QueueFull, DropReason::DiskFull, DropReason::JournalFull, DropReason::OptedOut] {
+        assert!(rejecting(reason).is_alive(), "{reason:?}");
+    }
+    let mut stats = with_ai();
+    assert!(stats.health().is_alive());
+    stats.ai.as_mut().unwrap().rejecting = Some(DropReason::Storage);
+    assert!(!stats.health().is_alive(), "each lane has a queue");
+    // A queue of AI events that could not be opened is tried again by itself.
+    assert!(Stats { ai_unavailable: true, ..working() }.health().is_alive());
+    stats.storage = StorageMode::Closed;
+    assert!(stats.health().is_alive());
+}
+
+#[test]
 fn a_closed_client_is_not_ready_and_needs_no_restart() {
     let closed = |stats: &mut Stats| {
         stats.storage = StorageMode::Closed;

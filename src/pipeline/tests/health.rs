@@ -22,7 +22,8 @@ impl Fixture {
     fn must_be(&self, status: HealthStatus, cause: HealthCause) {
         let health = self.health();
         assert!(health.status == status && health.has(cause), "{cause} is expected: {health}");
-        assert!(!health.to_string().ends_with(": ") && health.is_alive(), "{health}");
+        assert!(!health.to_string().ends_with(": "), "{health}");
+        assert_eq!(health.is_alive(), self.pipeline.stats().rejecting != Some(DropReason::Storage), "{health}");
     }
 
     /// Delivers what is queued, and must be ready after that.
@@ -127,6 +128,7 @@ fn health_sees_a_directory_that_is_deleted_moved_or_taken() {
     taken.advance(Duration::from_secs(1));
     taken.must_be(HealthStatus::Failing, HealthCause::Rejecting);
     assert_eq!(taken.pipeline.stats().rejecting, Some(DropReason::Storage));
+    assert!(!taken.health().is_alive(), "a restart opens another queue");
 }
 
 #[test]
