@@ -150,6 +150,7 @@ impl Committer {
     pub(super) fn turn(&mut self) -> ControlFlow<()> {
         let flow = self.do_what_is_due();
         self.note_catching_up();
+        self.pipeline.leases.wake_turned_away();
         flow
     }
 

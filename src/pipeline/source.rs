@@ -38,11 +38,20 @@ impl Pipeline {
         leases
     }
 
-    /// A failed read of our own shard, without the row lock. On a full disk, the transaction that is under way may close
-    /// the store and open it again in the reserve's space. That is no failure of the queue, and soon over.
+    /// Whether a read failed only because of what the committer does with the store: it compacts it, or, on a full disk,
+    /// closes it within a transaction and opens it again in the reserve's space. That is no failure of the queue, and
+    /// delivery is woken when it is over. Until then it does not wait, because the disk may hang.
+    fn is_passing(&self, (origin, shard): (u32, &Queue), error: &QueueError) -> bool {
+        if error.is_busy() {
+            self.leases.turned_away(|| shard.is_busy());
+            return true;
+        }
+        matches!(error, QueueError::Store { source: StoreError::Latched, .. }) && self.leases.waits_for_commit(origin)
+    }
+
+    /// A failed read of our own shard.
     fn failed_read(&self, error: QueueError) -> SourceError {
-        let is_latched = matches!(error, QueueError::Store { source: StoreError::Latched, .. });
-        if is_latched && self.leases.waits_for_commit(OWN) {
+        if self.is_passing((OWN, &self.shard), &error) {
             return SourceError::Busy;
         }
         // The store is latched now, or was meanwhile opened again; if not, the committer opens it.
@@ -77,15 +86,17 @@ impl Source for Pipeline {
         // Read under the row lock: a shard that the committer releases later is not leased from after that.
         let adopted = self.adopted_shard();
         let leases = match &adopted {
-            Some((origin, shard)) => {
-                self.lease_from(&rows, (*origin, shard), max_bytes, wants).unwrap_or_else(|error| {
+            Some((origin, shard)) => match self.lease_from(&rows, (*origin, shard), max_bytes, wants) {
+                Ok(leases) => leases,
+                Err(error) if self.is_passing((*origin, shard), &error) => return Err(SourceError::Busy),
+                Err(error) => {
                     // A failure of an adopted queue must not stop the delivery of our own.
                     let why = error.to_string();
                     (self.options.report)(Diagnostic::QueueSkipped { path: shard.dir().clone(), why });
                     self.mailbox.send(|commands| commands.abandon = true);
                     Vec::new()
-                })
-            }
+                }
+            },
             None => Vec::new(),
         };
         if leases.is_empty() {

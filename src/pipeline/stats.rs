@@ -7,7 +7,7 @@ use super::shared::{Pipeline, lock};
 use super::source::OWN;
 use crate::delivery::{DeliveryHandle, Phase};
 use crate::queue::ChunkRef;
-use crate::queue::store::{DeadRecord, Ledger};
+use crate::queue::store::{DeadRecord, Ledger, Store};
 use crate::report::{DeliveryPhase, DropReason, OrphanedQueues, QueueMedium, Stats, StorageMode, ThreadState};
 use crate::sys::clock::{WallNanos, elapsed, system_time};
 
@@ -19,11 +19,12 @@ impl Pipeline {
         let (ledger, accepted) = self.account();
         // Events in the journal are accepted but not in the ledger yet.
         let in_journal = accepted.saturating_sub(ledger.accepted);
-        let oldest = store.as_ref().filter(|_| ledger.queued_events > 0).and_then(|store| {
-            let is_acked = |key| self.leases.is_acked(ChunkRef { origin: OWN, key });
-            let oldest = store.oldest(&is_acked).ok().flatten();
-            oldest.or_else(|| store.oldest(&|_| false).ok().flatten())
-        });
+        let oldest = match &store {
+            _ if ledger.queued_events == 0 => None,
+            Some(store) => self.oldest_in(store),
+            // While it is opened again, as of the last commit.
+            None => self.shard.open_store().and_then(|_| self.shard.oldest_at()),
+        };
         let file_bytes = store.as_ref().and_then(|store| store.file_bytes().ok()).unwrap_or(0);
         let (limits, arena_bytes) = (&self.options.limits, self.options.queue.arena_bytes as u64);
         let delivery = self.delivery().map(DeliveryHandle::state).unwrap_or_default();
@@ -42,7 +43,7 @@ impl Pipeline {
             used_bytes: self.shard.row_bytes().saturating_add(self.shard.journal().journaled_cost()),
             max_bytes: limits.row_bytes(file_bytes, arena_bytes),
             max_events: Some(limits.queue_events).filter(|most| *most != u64::MAX),
-            oldest_age: oldest.map(|(_, checkpointed_at)| elapsed(checkpointed_at, now)),
+            oldest_age: oldest.map(|checkpointed_at| elapsed(checkpointed_at, now)),
             unsynced_for: lock(&self.unsynced_since).map(|since| clock.now().saturating_duration_since(since)),
             file_bytes,
             replayed: self.replayed.load(Ordering::Relaxed),
@@ -66,6 +67,20 @@ impl Pipeline {
             ai_unavailable: false,
             ai: None,
             analytics: None,
+        }
+    }
+
+    /// When the oldest row that is not acked was checkpointed.
+    fn oldest_in(&self, store: &Store) -> Option<WallNanos> {
+        let is_acked = |key| self.leases.is_acked(ChunkRef { origin: OWN, key });
+        let oldest = match store.oldest(&is_acked) {
+            Ok(None) => store.oldest(&|_| false),
+            found => found,
+        };
+        match oldest {
+            Ok(found) => found.map(|(_, checkpointed_at)| checkpointed_at),
+            // As of the last commit, while the store cannot be read without waiting.
+            Err(_) => self.shard.oldest_at(),
         }
     }
 
@@ -198,7 +213,16 @@ pub(super) mod testing {
             let checkpointed = self.shard.ledger().accepted;
             let mut open = BTreeMap::new();
             let mut after = None;
-            while let Ok(read) = self.shard.read(after, READ_BYTES) {
+            loop {
+                let read = match self.shard.read(after, READ_BYTES) {
+                    Ok(read) => read,
+                    // The store is compacted at this moment, or opened again.
+                    Err(error) if error.is_busy() => {
+                        std::thread::yield_now();
+                        continue;
+                    }
+                    Err(_) => break,
+                };
                 for chunk in read.chunks {
                     let is_open = self.leases.still_open(ChunkRef { origin: OWN, key: chunk.key });
                     let frames = frame::frames(&chunk.frames, chunk.salt);

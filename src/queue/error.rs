@@ -46,6 +46,11 @@ pub(crate) enum QueueError {
 }
 
 impl QueueError {
+    /// Whether the store could not be read at once, because another thread needs the database alone at this moment.
+    pub(crate) fn is_busy(&self) -> bool {
+        matches!(self, Self::Store { source: StoreError::Busy, .. })
+    }
+
     /// Whether every other shard would fail in the same way: the disk is full or read-only, locks do not work, or the
     /// process has no memory or file descriptor left.
     pub(crate) fn concerns_all_shards(&self) -> bool {
@@ -85,6 +90,9 @@ pub(crate) enum StoreError {
     /// An earlier call failed. Every call fails until the store is reopened.
     #[error("the queue's file is closed after a failure, and opened again after a delay")]
     Latched,
+    /// The database is being reopened, compacted or closed, and the call does not wait for that.
+    #[error("the queue's file is being opened again or compacted")]
+    Busy,
     /// The file system is full, or the quota is used up.
     #[error("the disk or the quota has no room for the queue's file")]
     NoSpace(#[source] io::Error),

@@ -86,6 +86,9 @@ pub(crate) struct Leases {
     /// Delivery has to be woken when the row lock is free: it found the lock taken, or there is a row that it may have
     /// looked for in vain.
     is_missed: AtomicBool,
+    /// Delivery has to be woken by the committer: it could not read the store because of what the committer does with it.
+    /// Unlike [`is_missed`](Self::is_missed) it stays set when delivery itself gives the row lock back, and tries again.
+    is_turned_away: AtomicBool,
     wake: OnceLock<Box<dyn Fn() + Send + Sync>>,
     table: Mutex<Table>,
 }
@@ -132,9 +135,11 @@ impl Totals {
 }
 
 /// What a transaction that is under way acks.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Committing {
     totals: Totals,
+    /// The rows, and what is kept of each: until the transaction has ended, the store may still have the whole rows.
+    kept: Vec<(ChunkRef, Option<Chunk>)>,
     /// Events that the ledger counted as delivered or dead-lettered before. Once it counts more, the transaction has
     /// taken effect: only the committer adds to the ledger, one transaction at a time.
     before: u64,
@@ -193,14 +198,30 @@ impl Leases {
         }
     }
 
-    /// Whether a transaction of this shard is under way. If so, delivery is woken when it has ended. The caller must not
-    /// hold the row lock.
+    /// Whether a transaction of this shard is under way. If so, delivery is woken when it has ended.
     pub(crate) fn waits_for_commit(&self, origin: u32) -> bool {
         let table = self.table();
         let is_under_way = table.committing.contains_key(&origin);
         // Under the table's lock, which the end of the transaction takes before it wakes.
-        self.is_missed.fetch_or(is_under_way, Ordering::SeqCst);
+        self.is_turned_away.fetch_or(is_under_way, Ordering::SeqCst);
         is_under_way
+    }
+
+    /// Delivery found the store busy, and is woken when the committer has done what it is doing; at once, if that is
+    /// done already.
+    pub(crate) fn turned_away(&self, is_busy: impl FnOnce() -> bool) {
+        self.is_turned_away.store(true, Ordering::SeqCst);
+        if !is_busy() {
+            self.wake_turned_away();
+        }
+    }
+
+    /// Wakes delivery if it was turned away. Called by the committer after each of its turns.
+    pub(crate) fn wake_turned_away(&self) {
+        if self.is_turned_away.swap(false, Ordering::SeqCst) {
+            self.is_missed.store(true, Ordering::SeqCst);
+            self.wake_missed();
+        }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -226,7 +247,8 @@ impl Leases {
     pub(crate) fn take_acks(&self, origin: u32, ledger: &Ledger) -> PendingAcks {
         let mut table = self.table();
         let acks: Vec<_> = table.pending.extract_if(.., |ack| ack.row.origin == origin).collect();
-        let committing = Committing { totals: Totals::of(acks.iter()), before: decided_in(ledger) };
+        let kept = acks.iter().map(|ack| (ack.row, ack.keep.clone())).collect();
+        let committing = Committing { totals: Totals::of(acks.iter()), kept, before: decided_in(ledger) };
         table.committing.insert(origin, committing);
         let next_attempt = if origin == OWN { table.next_attempt.take() } else { None };
         PendingAcks { origin, acks, next_attempt }
@@ -242,7 +264,7 @@ impl Leases {
             table.next_attempt = failed.next_attempt;
         }
         drop(table);
-        self.wake_missed();
+        self.wake_turned_away();
     }
 
     /// Whether nothing waits for a commit.
@@ -418,6 +440,8 @@ impl Rows<'_> {
     pub(crate) fn committed(&self, committed: PendingAcks) {
         let mut table = self.leases.table();
         table.committing.remove(&committed.origin);
+        let is_turned_away = self.leases.is_turned_away.swap(false, Ordering::SeqCst);
+        self.leases.is_missed.fetch_or(is_turned_away, Ordering::SeqCst);
         for ack in committed.acks {
             // What it kept may have its name, and may be acked by now.
             if !table.pending.iter().any(|pending| pending.row == ack.row) {
@@ -524,12 +548,16 @@ impl Table {
         true
     }
 
-    /// What the pending acks leave of an acked row.
+    /// What the acks that are not committed yet leave of an acked row.
     fn kept_of(&self, row: ChunkRef) -> Option<&Chunk> {
+        // Pending acks may be about what those of the transaction keep.
+        let committing = self.committing.get(&row.origin).into_iter().flat_map(|committing| &committing.kept);
+        let committing = committing.map(|(row, keep)| (*row, keep.as_ref()));
+        let pending = self.pending.iter().map(|ack| (ack.row, ack.keep.as_ref()));
         let (mut name, mut kept) = (Some(row), None);
-        for ack in &self.pending {
-            if name == Some(ack.row) {
-                (name, kept) = (ack.kept_row(), ack.keep.as_ref());
+        for (acked, keep) in committing.chain(pending) {
+            if name == Some(acked) {
+                (name, kept) = (keep.map(|chunk| ChunkRef { key: chunk.key, ..row }), keep);
             }
         }
         kept

@@ -184,6 +184,25 @@ fn parts_of_a_row_acked_before_one_commit_leave_nothing() {
 }
 
 #[test]
+fn what_an_ack_keeps_is_open_while_it_is_committed() {
+    for keep in [1, 5] {
+        let (leases, mut store) = (Leases::default(), Store::of([row(1, 10)]));
+        let [whole] = lease_all(&leases, &store).try_into().unwrap();
+        let first = ack(&whole, &[keep, 9]);
+        let kept = Lease { origin: OWN, chunk: first.keep.clone().unwrap() };
+        leases.ack(first);
+        let pending = leases.take_acks(OWN, &store.ledger);
+        assert!(!leases.is_acked(whole.row()) && !leases.is_acked(kept.row()), "before the commit");
+        store.apply(&pending.acks);
+        assert!(!leases.is_acked(kept.row()), "the commit has taken effect, and is not noted");
+        leases.ack(ack(&kept, &[]));
+        assert!(leases.is_acked(whole.row()) && leases.is_acked(kept.row()), "nothing is left");
+        leases.lock().committed(pending);
+        assert!(leases.is_acked(kept.row()), "it is in the store until the next commit");
+    }
+}
+
+#[test]
 fn a_shard_that_was_let_go_takes_no_more_acks() {
     let (leases, other) = (Leases::default(), 3);
     let leased = leases.table().lease(other, None, None, vec![row(1, 10)], &|_| true);

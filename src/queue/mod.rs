@@ -197,6 +197,11 @@ impl Queue {
         (!self.closed.load(Ordering::Acquire)).then_some(&self.store)
     }
 
+    /// Whether a read of the store would fail because another thread needs the database alone at this moment.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.open_store().is_some_and(Store::is_busy)
+    }
+
     /// Bytes of the pages that the rows of the store take.
     pub(crate) fn row_bytes(&self) -> u64 {
         self.open_store().map_or(0, |store| store.row_bytes())

@@ -132,6 +132,31 @@ fn health_sees_a_directory_that_is_deleted_moved_or_taken() {
 }
 
 #[test]
+fn health_sees_a_late_event_while_a_commit_about_it_hangs() {
+    let slow = Slow::at(Op::Sync, "queue.redb");
+    slow.hold(false);
+    let mut fixture = fixture(|options| options.disk = slow.disk());
+    fixture.append(30);
+    fixture.settle_down();
+    fixture.advance(HOUR);
+    fixture.append(30);
+    fixture.settle_down();
+    let whole = fixture.lease().swap_remove(0);
+    let keep = whole.chunk.retain(|seq| seq > 20);
+    fixture.pipeline.ack(Ack { row: whole.row(), delivered: 20, dead: Vec::new(), keep });
+    fixture.must_be(HealthStatus::Degraded, HealthCause::Late);
+    slow.hold(true);
+    let pipeline = Arc::clone(&fixture.pipeline);
+    std::thread::scope(|scope| {
+        scope.spawn(|| fixture.advance(Duration::from_secs(2)));
+        until("the commit hangs", || slow.is_waited_for());
+        let oldest_age = pipeline.stats().oldest_age;
+        slow.hold(false);
+        assert!(oldest_age >= Some(HOUR), "ten events of the first row are queued still: {oldest_age:?}");
+    });
+}
+
+#[test]
 fn health_answers_while_a_commit_hangs_on_the_disk() {
     let slow = Slow::at(Op::Sync, "queue.redb");
     slow.hold(false);

@@ -130,6 +130,71 @@ fn delivery_leases_rows_while_a_commit_of_acks_syncs() {
     assert_eq!(fixture.ledger().delivered, 30);
 }
 
+/// A full disk that hangs: the store's file takes nothing until the reserve is given up, and is then slow to open again.
+#[derive(Debug)]
+struct FullAndSlow {
+    is_full: AtomicBool,
+    opens: Arc<Slow>,
+}
+
+impl Gate for FullAndSlow {
+    fn before(&self, call: &Call<'_>) -> Verdict {
+        if call.op == Op::Remove && call.path.ends_with("reserve") {
+            self.is_full.store(false, Ordering::SeqCst);
+        }
+        let takes_space = matches!(call.op, Op::Write | Op::SetLen) && call.path.ends_with("queue.redb");
+        if takes_space && self.is_full.load(Ordering::SeqCst) {
+            return Verdict::Fail(std::io::Error::from_raw_os_error(28));
+        }
+        self.opens.before(call)
+    }
+}
+
+#[test]
+fn delivery_does_not_wait_for_a_full_disk_that_hangs() {
+    let opens = Slow::at(Op::Open, "queue.redb");
+    opens.hold(false);
+    let gate = Arc::new(FullAndSlow { is_full: AtomicBool::new(false), opens: Arc::clone(&opens) });
+    let mut fixture = fixture(|options| options.disk = Disk::gated(Arc::clone(&gate) as Arc<dyn Gate>));
+    for _ in 0..2 {
+        fixture.append(30);
+        fixture.advance(Duration::from_secs(2));
+    }
+    let mut rows = fixture.lease();
+    let second = rows.pop().unwrap();
+    fixture.pipeline.release(second.row());
+    fixture.deliver(rows);
+    let wakes = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&wakes);
+    fixture.pipeline.leases.wake_with(Box::new(move || _ = counted.fetch_add(1, Ordering::SeqCst)));
+    gate.is_full.store(true, Ordering::SeqCst);
+    opens.hold(true);
+    let pipeline = Arc::clone(&fixture.pipeline);
+    std::thread::scope(|scope| {
+        scope.spawn(|| fixture.advance(Duration::from_secs(2)));
+        until("the store is opened again in the reserve's space", || opens.is_waited_for());
+        let (answer, answered) = std::sync::mpsc::channel();
+        scope.spawn(move || {
+            let (leased, newest) = (pipeline.lease(usize::MAX, &|_| true), pipeline.lease_newest(&|_| true));
+            // Delivery that asks again and again must not wake itself.
+            let again = pipeline.lease(usize::MAX, &|_| true);
+            let _ = answer.send((leased, newest, again, pipeline.stats().oldest_age));
+        });
+        // Less than the gate holds a call.
+        let found = answered.recv_timeout(Duration::from_secs(50));
+        let woken = wakes.load(Ordering::SeqCst);
+        opens.hold(false);
+        let (leased, newest, again, oldest_age) = found.expect("none of these waits for the disk");
+        assert!(matches!(leased, Err(delivery::SourceError::Busy)), "{leased:?}");
+        assert!(matches!(newest, Err(delivery::SourceError::Busy)), "{newest:?}");
+        assert!(matches!(again, Err(delivery::SourceError::Busy)), "{again:?}");
+        assert!(oldest_age.is_some() && woken == 0, "{oldest_age:?}, woken {woken} times");
+    });
+    assert!(wakes.load(Ordering::SeqCst) > 0, "delivery tries again");
+    assert_eq!(fixture.lease().iter().map(Lease::row).collect::<Vec<_>>(), [second.row()]);
+    assert_eq!(fixture.ledger().delivered, 30);
+}
+
 #[test]
 fn an_exit_during_a_slow_opening_is_not_a_death_of_it() {
     let (root, dir) = left_queue();

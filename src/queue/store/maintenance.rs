@@ -89,7 +89,8 @@ impl Store {
     }
 
     /// Returns free space to the file system if little has to be moved: at most `dead_max` of dead letters, and
-    /// `live_max` of everything else. Reads and transactions wait meanwhile, about half a second for a file of 1 GiB.
+    /// `live_max` of everything else. Meanwhile, about half a second for a file of 1 GiB, transactions wait and reads of
+    /// chunks fail.
     /// `false` if there is little to gain, too much to move, or no space on the disk to move it to.
     pub(crate) fn compact_if_small(&self, live_max: u64, dead_max: u64) -> Result<bool, StoreError> {
         self.check_process()?;

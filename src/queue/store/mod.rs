@@ -10,7 +10,9 @@
 //! * [`Store::apply`] is one transaction, which is durable when it returns `Ok`. The ledger changes with the rows that
 //!   it counts, so it balances after any crash. A commit can report a failure and have taken effect, so every change
 //!   can be applied twice (`transaction.rs`).
-//! * Reads run beside a transaction, on any thread, and leave no transaction open.
+//! * Reads run beside a transaction, on any thread, and leave no transaction open. Reads of chunks do not wait while
+//!   the database is needed alone (to reopen, compact or close it), which takes as long as the disk does: they fail
+//!   with [`StoreError::Busy`].
 //! * Every call into redb is guarded: a panic becomes an error. After a panic, damage or an I/O error the store is
 //!   *latched*: every call fails until [`Store::reopen`], which trusts nothing in memory. A file whose sync failed is
 //!   replaced by a copy. A damaged file is kept in `damaged-<time>/`, and what can be read of it is copied row by row.
@@ -38,7 +40,7 @@ mod transaction;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 
 use redb::Database;
 
@@ -85,6 +87,8 @@ pub(crate) struct Store {
     /// Shared by reads and transactions; exclusive for what needs the database alone. `None` after a reopen that
     /// failed.
     opened: RwLock<Option<OpenDatabase>>,
+    /// The last result of [`file_bytes`](Self::file_bytes).
+    known_file_bytes: AtomicU64,
     /// The state as of the last commit. Locked for a moment only.
     committed: Mutex<State>,
     /// Whether every call fails until the store is reopened.
@@ -142,6 +146,7 @@ impl Store {
             writer: Mutex::new(reserve),
             opened_at: AtomicI64::new(now),
             opened: RwLock::new(Some(database)),
+            known_file_bytes: AtomicU64::new(0),
             committed: Mutex::new(state),
             latched: AtomicBool::new(false),
             needs_check: AtomicBool::new(false),
@@ -229,14 +234,23 @@ impl Store {
         self.latched.load(Ordering::Acquire)
     }
 
-    /// Bytes that the file's blocks take on disk; in memory, the bytes of the rows.
+    /// Bytes that the file's blocks take on disk; in memory, the bytes of the rows. What was found last, while the
+    /// database is being reopened, compacted or closed.
     pub(crate) fn file_bytes(&self) -> Result<u64, StoreError> {
         self.check_process()?;
-        match self.opened.read().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            Some(OpenDatabase { file: Some(file), .. }) => Ok(file.allocated_bytes()?),
-            Some(_) => Ok(self.ledger().queued_bytes),
-            None => Err(StoreError::Latched),
-        }
+        let Some(opened) = self.opened_at_once() else { return Ok(self.known_file_bytes.load(Ordering::Relaxed)) };
+        let bytes = match opened.as_ref() {
+            Some(OpenDatabase { file: Some(file), .. }) => file.allocated_bytes()?,
+            Some(_) => self.ledger().queued_bytes,
+            None => return Err(StoreError::Latched),
+        };
+        self.known_file_bytes.store(bytes, Ordering::Relaxed);
+        Ok(bytes)
+    }
+
+    /// Whether reads fail with [`StoreError::Busy`] at this moment.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.opened_at_once().is_none()
     }
 
     /// Ends the registration, as if another process had the store: for tests that simulate several processes.
@@ -274,8 +288,33 @@ impl Store {
     fn with_database<T>(&self, call: impl FnOnce(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
         self.check_process()?;
         let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(open) = opened.as_ref().filter(|_| !self.is_latched()) else { return Err(StoreError::Latched) };
+        self.call(opened.as_ref(), call)
+    }
+
+    /// As [`with_database`](Self::with_database), for threads that must not wait for the disk any longer than their read
+    /// takes.
+    fn read_at_once<T>(&self, call: impl FnOnce(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.check_process()?;
+        let opened = self.opened_at_once().ok_or(StoreError::Busy)?;
+        self.call(opened.as_ref(), call)
+    }
+
+    fn call<T>(
+        &self,
+        opened: Option<&OpenDatabase>,
+        call: impl FnOnce(&Database) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let Some(open) = opened.filter(|_| !self.is_latched()) else { return Err(StoreError::Latched) };
         guarded(|| call(&open.db)).inspect_err(|error| self.note(error))
+    }
+
+    /// `None` while another thread needs the database alone, or waits for that.
+    fn opened_at_once(&self) -> Option<RwLockReadGuard<'_, Option<OpenDatabase>>> {
+        match self.opened.try_read() {
+            Ok(opened) => Some(opened),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     fn note(&self, error: &StoreError) {

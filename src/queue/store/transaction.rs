@@ -263,7 +263,7 @@ pub(crate) struct DeadRead {
 impl Store {
     /// The chunks after `after`, oldest first: as many as fit `max_bytes`, but at least one.
     pub(crate) fn read(&self, after: Option<ChunkKey>, max_bytes: usize) -> Result<Read, StoreError> {
-        self.with_database(|db| {
+        self.read_at_once(|db| {
             let table = db.begin_read()?.open_table(CHUNKS)?;
             let first = schema::chunk_key(ChunkKey::new(0));
             let last = schema::chunk_key(ChunkKey::new(u64::MAX));
@@ -301,7 +301,7 @@ impl Store {
 
     /// The newest chunk. `None` also if its row fails its checks: [`read`](Self::read) repairs it.
     pub(crate) fn newest(&self) -> Result<Option<Chunk>, StoreError> {
-        self.with_database(|db| {
+        self.read_at_once(|db| {
             let table = db.begin_read()?.open_table(CHUNKS)?;
             let first = schema::chunk_key(ChunkKey::new(0));
             let last = schema::chunk_key(ChunkKey::new(u64::MAX));
@@ -317,7 +317,7 @@ impl Store {
         &self,
         leave_out: &dyn Fn(ChunkKey) -> bool,
     ) -> Result<Option<(ChunkKey, WallNanos)>, StoreError> {
-        self.with_database(|db| {
+        self.read_at_once(|db| {
             let table = db.begin_read()?.open_table(CHUNKS)?;
             let first = schema::chunk_key(ChunkKey::new(0));
             let last = schema::chunk_key(ChunkKey::new(u64::MAX));
