@@ -327,6 +327,16 @@ mod tests {
             fields.set(name, value);
         }
         assert_eq!(fields.entries, [("a".into(), 1.into()), ("b".into(), 5.into()), ("c".into(), 3.into())]);
+        fields.set("d", 6);
+        assert_eq!(fields.entries.len(), 3, "no field is left");
+        // The bytes of a value that is replaced are free again.
+        let mut fields = Fields::new(Bounds { fields: 3, bytes: 20 });
+        for _ in 0..3 {
+            fields.set_text("a", format_args!("0123456789"));
+        }
+        fields.set_text("a", format_args!("9"));
+        fields.set_text("b", format_args!("1234567890123456789"));
+        assert_eq!(fields.entries, [("a".into(), "9".into()), ("b".into(), "12345678901234567".into())]);
     }
 
     #[test]

@@ -150,6 +150,7 @@ fn health_after_a_restart_or_a_clock_that_was_set_is_ready() {
     let harness = harness.restart(|config| config).unwrap();
     harness.advance(5 * SECOND);
     must_be_ready(&harness);
+    assert_eq!(harness.client().stats().queued_events, 0, "it was delivered");
     for time in [SystemTime::UNIX_EPOCH, harness.clock().now() + 10_000 * MINUTE] {
         harness.clock().set(time);
         harness.settle();
@@ -157,7 +158,19 @@ fn health_after_a_restart_or_a_clock_that_was_set_is_ready() {
         capture(&harness);
         harness.advance(5 * SECOND);
         must_be_ready(&harness);
+        assert_eq!(harness.client().stats().queued_events, 0, "it was delivered");
     }
+    // Set back while an event is under way: its age is underestimated.
+    harness.server().always(Route::Analytics, Answer::ok().delay(10 * SECOND));
+    capture(&harness);
+    harness.advance(5 * SECOND);
+    harness.clock().set(SystemTime::UNIX_EPOCH);
+    harness.settle();
+    must_be_ready(&harness);
+    let health = harness.client().health();
+    assert_eq!((harness.client().stats().queued_events, health.oldest_age), (1, Some(Duration::ZERO)), "{health}");
+    harness.advance(10 * SECOND);
+    must_be_ready(&harness);
 }
 
 /// A callback of the program that does not return before it may.
