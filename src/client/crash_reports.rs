@@ -229,11 +229,7 @@ fn capture_incident(shared: &Weak<Shared>, report: &CrashReport, incident: &Inci
     let receipt = {
         let shared = shared.upgrade()?;
         let pipeline = shared.pipeline.as_ref()?;
-        let mut event = event_of(incident, report.process.as_ref()).uuid(uuid_of(report, incident));
-        if let Some(time) = time_of(incident, pipeline.options().clock.wall_nanos()) {
-            event.set_timestamp(time);
-        }
-        shared.capture(pipeline, event)
+        shared.capture(pipeline, event_to_send(report, incident, pipeline.options().clock.wall_nanos()))
     };
     let why = match receipt.outcome() {
         Outcome::Accepted => match receipt.persisted().wait(DURABLE_WAIT) {
@@ -258,6 +254,15 @@ fn record_unreadable(shared: &Weak<Shared>, path: Option<&Path>, why: &(impl ToS
         let why = beginning(&why.to_string(), DETAIL_KEPT).to_owned();
         shared.diagnostics.record(Diagnostic::CrashReportUnreadable { path: path.map(Path::to_path_buf), why });
     }
+}
+
+/// The event of an incident, with its uuid and time. The client that captures it adds its super properties.
+pub(crate) fn event_to_send(report: &CrashReport, incident: &Incident, now: WallNanos) -> Event {
+    let mut event = event_of(incident, report.process.as_ref()).uuid(uuid_of(report, incident));
+    if let Some(time) = time_of(incident, now) {
+        event.set_timestamp(time);
+    }
+    event
 }
 
 /// The uuid of an incident's event. If the report names its process, the uuid is the same at each reading: PostHog then
@@ -302,7 +307,7 @@ fn own_process(disk: &Disk, facts: Pairs) -> ProcessInfo {
 
 /// When the incident happened. `None` if the time is unknown, or is in the future because a clock was wrong; the event
 /// then has the current time.
-fn time_of(incident: &Incident, now: WallNanos) -> Option<SystemTime> {
+pub(crate) fn time_of(incident: &Incident, now: WallNanos) -> Option<SystemTime> {
     let nanos = WallNanos::try_from(incident.record.number(Tag::Time)?).ok()?;
     (1..=now).contains(&nanos).then(|| system_time(nanos))
 }

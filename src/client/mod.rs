@@ -62,6 +62,8 @@ use crate::report::{Diagnostic, DropReason, FlushReport, Health, ShutdownReport,
 
 #[cfg(fuzzing)]
 pub(crate) use crash_reports::event_of;
+#[cfg(feature = "inspect")]
+pub(crate) use crash_reports::{event_to_send, time_of};
 
 use ai::AiLane;
 use child::Child;

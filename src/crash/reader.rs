@@ -64,6 +64,34 @@ pub(crate) fn unread_reports(disk: &Disk, dir: &Path) -> io::Result<Vec<PathBuf>
     Ok(found)
 }
 
+/// A file in a directory of reports, as somebody finds it who does not read it for delivery.
+#[cfg(feature = "inspect")]
+#[derive(Debug)]
+pub(crate) struct FoundReport {
+    pub(crate) path: PathBuf,
+    /// Whether it is not read any more.
+    pub(crate) is_given_up: bool,
+    /// Whether its process is alive, and may write to it.
+    pub(crate) is_in_use: bool,
+}
+
+/// All report files in `dir`, also those of living processes and those that were given up.
+#[cfg(feature = "inspect")]
+pub(crate) fn find_reports(disk: &Disk, dir: &Path) -> io::Result<Vec<FoundReport>> {
+    let names = match disk.list(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        names => names?,
+    };
+    let suffix = format!(".{GIVEN_UP}");
+    let found = names.iter().filter_map(|name| {
+        let is_given_up = name.ends_with(&suffix);
+        let path = dir.join(name);
+        let is_in_use = !is_given_up && is_in_use(disk, &path);
+        (is_given_up || attempts_in(name).is_some()).then_some(FoundReport { path, is_given_up, is_in_use })
+    });
+    Ok(found.collect())
+}
+
 /// Moves unread files of another shard, whose processes are gone, into `to`. Returns whether there were any.
 pub(crate) fn adopt_reports(disk: &Disk, from: &Path, to: &Path) -> io::Result<bool> {
     let found = unread_reports(disk, from)?;
@@ -136,10 +164,27 @@ impl CrashReport {
             // of this. If the note cannot be written, the next reading reports it as fatal.
             let _ = note_survival(disk, &counted);
         }
-        let scanned = scan(&bytes_of(disk, &counted, READ_MOST)?);
+        let bytes = bytes_of(disk, &counted, READ_MOST)?;
+        Ok(Some(Self::of(counted, &bytes, state, attempt)))
+    }
+
+    /// Reads a file without counting the reading, and changes nothing.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn look(disk: &Disk, path: &Path, state: ProcessState) -> io::Result<Self> {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        Ok(Self::of(
+            path.to_path_buf(),
+            &bytes_of(disk, path, READ_MOST)?,
+            state,
+            attempts_in(name).unwrap_or(ATTEMPTS),
+        ))
+    }
+
+    fn of(path: PathBuf, bytes: &[u8], state: ProcessState, attempt: u32) -> Self {
+        let scanned = scan(bytes);
         let process = scanned.records.iter().rfind(|record| record.kind == Kind::Context).map(ProcessInfo::decode);
         let incidents = incidents(&scanned.records, state);
-        Ok(Some(Self { path: counted, process, incidents, damaged_bytes: scanned.damaged_bytes, attempt }))
+        Self { path, process, incidents, damaged_bytes: scanned.damaged_bytes, attempt }
     }
 
     /// Removes the file, once all its incidents are durable elsewhere.

@@ -12,11 +12,17 @@
 //! # Ok::<(), posthog::inspect::InspectError>(())
 //! ```
 
+mod crashes;
 mod error;
 mod owned;
 mod places;
+mod power_cut;
+mod prove;
 mod reader;
 
+pub use crashes::{Crash, CrashReport, CrashReportState};
 pub use error::InspectError;
 pub use places::{Owner, QueueDir, default_queue_dir, queues};
+pub use power_cut::{PowerCuts, power_cuts};
+pub use prove::{DiskReport, Latencies, LatencyRange, ProofDir, disk, proof_client, stored_uuids};
 pub use reader::{Content, Damage, EventPlace, EventSummary, QueueReader, StoredEvent};

@@ -162,7 +162,7 @@ impl QueueReader {
             Found::Bad(bad) => each(Content::Damage(Damage { path: bad.path, what: bad.why, lost_events: bad.lost })),
         };
         let walked = self.reader.walk(&self.disk, &mut pass);
-        walked.map_err(|error| InspectError::queue(&self.dir, error))?;
+        let _whole = walked.map_err(|error| InspectError::queue(&self.dir, error))?;
         match self.queue.owner()?.filter(|_| self.copy.is_none()) {
             // Its first act may have been to change what was being read.
             Some(owner) => Err(InspectError::Owned { path: self.dir.clone(), pid: owner.pid }),
@@ -227,9 +227,18 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    fn below(dir: &Path) -> Result<Self, InspectError> {
-        let path = dir.join(format!("posthog-inspect-{}", Uuid::now_v7().simple()));
-        DirBuilder::new().mode(0o700).create(&path).map_err(|source| InspectError::io(dir, source))?;
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn below(dir: &Path) -> Result<Self, InspectError> {
+        Self::at(dir.join(format!("posthog-inspect-{}", Uuid::now_v7().simple())))
+    }
+
+    /// Creates it at this path.
+    pub(super) fn at(path: PathBuf) -> Result<Self, InspectError> {
+        let above = path.parent().unwrap_or(&path);
+        DirBuilder::new().mode(0o700).create(&path).map_err(|source| InspectError::io(above, source))?;
         Ok(Self { path })
     }
 

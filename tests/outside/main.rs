@@ -34,6 +34,7 @@ mod refusals;
 mod runs;
 mod runtimes;
 mod termination;
+mod tool_prove;
 mod v1;
 mod waiting;
 mod wire;

@@ -47,6 +47,8 @@ const KEPT: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 #[derive(Debug)]
 pub(crate) struct InProcess {
     with_source: bool,
+    /// Whether images that are not loaded here are looked up too, in the file at their path.
+    of_any_process: bool,
     in_app: Arc<InAppRules>,
     known: Mutex<Known>,
 }
@@ -55,9 +57,9 @@ pub(crate) struct InProcess {
 struct Known {
     /// Names by build id and offset.
     names: LruCache<(Box<[u8]>, u64), Vec<Symbol>>,
-    /// By path: device, inode, length and last change of the file when it was checked, and whether it has the build id
-    /// of the loaded image.
-    files: HashMap<Box<str>, ([u64; 5], bool)>,
+    /// By path and build id: device, inode, length and last change of the file when it was checked, and whether it has
+    /// that build id.
+    files: HashMap<(Box<str>, Box<[u8]>), ([u64; 5], bool)>,
     /// Debug information by build id, while a request body is composed; `None` if there is none, or not enough memory.
     opened: HashMap<Box<[u8]>, Option<DebugFile>>,
 }
@@ -65,7 +67,14 @@ struct Known {
 impl InProcess {
     /// With `with_source`, also provides the source lines around each location.
     pub(crate) fn new(with_source: bool) -> Self {
-        Self { with_source, in_app: Arc::default(), known: Mutex::default() }
+        Self { with_source, of_any_process: false, in_app: Arc::default(), known: Mutex::default() }
+    }
+
+    /// Also the images of other processes: names come from the file at the path of an image, if it still has the image's
+    /// build id.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn of_any_process() -> Self {
+        Self { of_any_process: true, ..Self::new(false) }
     }
 
     /// With the program's rules about its own frames.
@@ -90,7 +99,8 @@ impl Symbols for InProcess {
             return found.clone();
         }
         let modules = Modules::loaded();
-        let Some(loaded) = modules.images().find(|loaded| loaded.build_id == image.build_id) else { return Vec::new() };
+        let loaded = modules.images().find(|loaded| loaded.build_id == image.build_id);
+        let Some(loaded) = loaded.or(self.of_any_process.then_some(*image)) else { return Vec::new() };
         if offset > loaded.size || !known.trusts(&loaded) {
             return Vec::new();
         }
@@ -135,13 +145,14 @@ impl Known {
         let Some(found) = file.metadata().ok().filter(Metadata::is_file) else { return false };
         let (seconds, nanos) = (found.mtime().cast_unsigned(), found.mtime_nsec().cast_unsigned());
         let version = [found.dev(), found.ino(), found.len(), seconds, nanos];
-        if let Some((seen, is_trusted)) = self.files.get(loaded.path)
+        let key = (Box::from(loaded.path), Box::from(loaded.build_id));
+        if let Some((seen, is_trusted)) = self.files.get(&key)
             && *seen == version
         {
             return *is_trusted;
         }
         let is_trusted = found.len() <= LARGEST_FILE && modules::build_id_of(&file).as_deref() == Some(loaded.build_id);
-        self.files.insert(loaded.path.into(), (version, is_trusted));
+        self.files.insert(key, (version, is_trusted));
         is_trusted
     }
 }

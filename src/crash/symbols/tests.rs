@@ -47,6 +47,18 @@ fn an_address_of_this_build_has_its_function_file_and_line() {
     }
 }
 
+#[cfg(feature = "inspect")]
+#[test]
+fn a_build_that_is_not_loaded_here_needs_a_file_with_its_id() {
+    let modules = Modules::loaded();
+    let (here, now) = (somewhere(), main_image(&modules));
+    let symbols = InProcess::of_any_process();
+    assert!(!symbols.resolve(&now, here).is_empty());
+    // The file of this build at the path, which is trusted for its own id only.
+    assert!(symbols.resolve(&Image { build_id: &[1; 20], ..now }, here).is_empty());
+    assert!(symbols.resolve(&Image { build_id: &[1; 20], path: "/elsewhere", ..now }, here).is_empty());
+}
+
 #[test]
 fn an_address_of_another_build_has_no_name() {
     let modules = Modules::loaded();

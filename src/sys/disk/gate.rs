@@ -94,7 +94,7 @@ impl Disk {
     }
 
     /// The real disk behind a gate.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "inspect"))]
     pub(crate) fn gated(gate: Arc<dyn Gate>) -> Self {
         Self { gate: Some(gate), reads_any_user: false }
     }

@@ -40,9 +40,11 @@ use std::time::Duration;
 
 pub(crate) use file::{DiskFile, Home, Lock, Name, Open};
 pub(crate) use filesystem::{FileSystem, exposed_above};
-#[cfg(test)]
-pub(crate) use gate::{Call, Gate, Verdict, fail_nth, fail_when};
+#[cfg(any(test, feature = "inspect"))]
+pub(crate) use gate::{Call, Gate, Verdict};
 pub(crate) use gate::{Disk, Op};
+#[cfg(test)]
+pub(crate) use gate::{fail_nth, fail_when};
 pub(crate) use map::{Mapping, store_bytes};
 
 use crate::sys::machine;
