@@ -685,6 +685,41 @@ impl Config {
     }
 }
 
+/// For commands of an operator, who delivers a queue in place of its program.
+#[cfg(feature = "inspect")]
+impl Config {
+    /// The project that this key and host name, as a client would understand them.
+    pub(crate) fn project_of(api_key: &str, host: &str) -> Result<crate::queue::Project, crate::Error> {
+        endpoint::project(api_key, host).map(|(project, _)| project)
+    }
+
+    /// These settings for delivering the queues of this project and nothing else: events are sent at once, none is
+    /// deleted because of its age, and none of another project is sent.
+    pub(crate) fn delivering(self, project: &crate::queue::Project, queue_dir: &std::path::Path) -> Self {
+        Self {
+            disabled: false,
+            key_is_missing: false,
+            api_key: project.api_key.clone(),
+            host: project.host.clone(),
+            is_key_of_env: false,
+            is_host_of_env: false,
+            queue_dir: Some(queue_dir.to_path_buf()),
+            memory_fallback: false,
+            report_previous_run: false,
+            adopt_queue: Vec::new(),
+            flush_at: 1,
+            flush_interval: Duration::from_millis(100),
+            ack_interval: Duration::from_millis(200),
+            max_queue_age: None,
+            overflow: OverflowPolicy::DropNewest,
+            first_send_jitter: Duration::ZERO,
+            flags: FlagOptions::default(),
+            opted_out: false,
+            ..self
+        }
+    }
+}
+
 // Setters only store, and callbacks of the program are called inside of `catch_unwind`.
 impl UnwindSafe for Config {}
 impl RefUnwindSafe for Config {}

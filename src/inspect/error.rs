@@ -28,6 +28,16 @@ pub enum InspectError {
         /// The user that owns it, by name or number.
         user: String,
     },
+    /// This user could write there, but the program that the queue belongs to could not use what it writes.
+    #[error(
+        "{path:?} belongs to {user}, whose programs could not use files that this user creates; run the command as {user}"
+    )]
+    OtherUser {
+        /// The directory.
+        path: PathBuf,
+        /// The user that owns it, by name or number.
+        user: String,
+    },
     /// A living process owns the queue.
     #[error("process {} owns the queue {path:?}; stop it first, or wait until it has ended", pid.map_or("(unknown)".into(), |pid| pid.to_string()))]
     Owned {
@@ -81,6 +91,11 @@ impl InspectError {
             io::ErrorKind::PermissionDenied => Self::Permission { path: path.into(), user: owner_of(path) },
             _ => Self::Io { path: path.into(), source },
         }
+    }
+
+    /// The error for a directory of another user.
+    pub(crate) fn other_user(path: &Path) -> Self {
+        Self::OtherUser { path: path.into(), user: owner_of(path) }
     }
 
     /// The error for a failure of the queue in `path`.

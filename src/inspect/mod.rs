@@ -13,15 +13,25 @@
 //! ```
 
 mod crashes;
+mod drain;
 mod error;
+mod filter;
+mod import;
+mod incoming;
+mod moving;
 mod owned;
 mod places;
 mod power_cut;
 mod prove;
 mod reader;
+mod staging;
 
 pub use crashes::{Crash, CrashReport, CrashReportState};
+pub use drain::{Drain, DrainProgress, Holding};
 pub use error::InspectError;
+pub use filter::{EventFilter, EventState};
+pub use import::{BadLine, ImportOptions, Imported, import};
+pub use moving::{Moved, move_to, project_name};
 pub use places::{Owner, QueueDir, default_queue_dir, queues};
 pub use power_cut::{PowerCuts, power_cuts};
 pub use prove::{DiskReport, Latencies, LatencyRange, ProofDir, disk, proof_client, stored_uuids};

@@ -162,7 +162,7 @@ impl QueueReader {
             Found::Bad(bad) => each(Content::Damage(Damage { path: bad.path, what: bad.why, lost_events: bad.lost })),
         };
         let walked = self.reader.walk(&self.disk, &mut pass);
-        let _whole = walked.map_err(|error| InspectError::queue(&self.dir, error))?;
+        let _came_to_the_end = walked.map_err(|error| InspectError::queue(&self.dir, error))?;
         match self.queue.owner()?.filter(|_| self.copy.is_none()) {
             // Its first act may have been to change what was being read.
             Some(owner) => Err(InspectError::Owned { path: self.dir.clone(), pid: owner.pid }),
@@ -194,6 +194,11 @@ impl StoredEvent<'_> {
         let mut text = Vec::new();
         write_event(&self.view()?, &NoSymbols, &mut text).map_err(|error| self.malformed(error))?;
         Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Bytes of the record, without its frame.
+    pub fn bytes(&self) -> usize {
+        self.body.len()
     }
 
     /// The record as the queue stores it: see `docs/format.md`.

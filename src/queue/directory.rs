@@ -148,6 +148,33 @@ pub(crate) fn claim_shard(disk: &Disk, shards_dir: &Path, number: u32) -> Result
     try_existing(disk, shards_dir, number)
 }
 
+/// Claims a directory in which a shard is being prepared, beside the shards and under a name of its own, so that no other
+/// process takes it for one. `None` if a process holds it.
+#[cfg(feature = "inspect")]
+pub(crate) fn claim_unpublished(disk: &Disk, shards_dir: &Path, name: &str) -> Result<Option<Claim>, QueueError> {
+    vet_shards_dir(disk, shards_dir)?;
+    try_claim(disk, &shards_dir.join(name), SHARDS_MAX)
+}
+
+/// Makes a closed directory of [`claim_unpublished`] the next shard, durably. Returns its new path.
+#[cfg(feature = "inspect")]
+pub(crate) fn publish(disk: &Disk, shards_dir: &Path, name: &str) -> Result<PathBuf, QueueError> {
+    let (from, taken) = (shards_dir.join(name), shard_numbers(disk, shards_dir)?);
+    for number in (0..SHARDS_MAX).filter(|number| !taken.contains(number)) {
+        let to = shard_dir(shards_dir, number);
+        match disk.rename(&from, &to) {
+            Ok(()) => {
+                disk.sync_dir(shards_dir).map_err(|source| failed(shards_dir, source))?;
+                return Ok(to);
+            }
+            // Another process has just made it.
+            Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) => {}
+            Err(source) => return Err(failed(&from, source)),
+        }
+    }
+    Err(QueueError::TooMany { path: shards_dir.to_path_buf(), most: SHARDS_MAX })
+}
+
 /// Whether no process holds some shard that `is_wanted`. Shards that cannot be claimed are skipped.
 fn any_orphan(disk: &Disk, project_dir: &Path, is_wanted: &dyn Fn(u32) -> bool) -> bool {
     let mut after = None;

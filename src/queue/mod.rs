@@ -68,14 +68,14 @@ pub(crate) use directory::{
     shard_dirs,
 };
 #[cfg(feature = "inspect")]
-pub(crate) use directory::{claim_shard, shard_numbers};
+pub(crate) use directory::{claim_shard, claim_unpublished, publish, shard_numbers};
 pub(crate) use error::{QueueError, StoreError};
 pub(crate) use evict::{EvictUntil, EvictionCursor};
 pub(crate) use leases::{Ack, ChunkRef, Lease, Leases, OWN, Rows, Totals};
 pub(crate) use owner_page::OwnerPage;
 pub(crate) use ownership::{Ownership, holds_idle_files};
 #[cfg(feature = "inspect")]
-pub(crate) use reader::{Bad, Found, Reader, copy};
+pub(crate) use reader::{Found, Reader, copy};
 pub(crate) use recovery::{Finding, Opened};
 pub(crate) use run::{Heartbeat, RunRecord, task_id};
 pub(crate) use status_page::{OpeningMark, Predecessor};

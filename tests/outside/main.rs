@@ -35,6 +35,7 @@ mod runs;
 mod runtimes;
 mod termination;
 mod tool_prove;
+mod tool_move;
 mod v1;
 mod waiting;
 mod wire;

@@ -4,6 +4,8 @@
 //! command is about (`target.rs`), how results are written (`output.rs`), and the exit status.
 
 mod commands;
+mod events;
+mod files;
 mod output;
 mod target;
 
@@ -31,9 +33,8 @@ Exit status:
   1  the command found something: events that are stuck, damage, a loss
   2  the command could not be carried out; nothing was changed unless it says so
 
-Without a directory, commands use the one that a program with the same environment
-would use: POSTHOG_QUEUE_DIR, or `posthog` below STATE_DIRECTORY, XDG_STATE_HOME or
-~/.local/state.";
+Without a directory, commands use the one that a program with the same environment would use: POSTHOG_QUEUE_DIR, or \
+`posthog` below STATE_DIRECTORY, XDG_STATE_HOME or ~/.local/state.";
 
 /// What a command found: its exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,6 +65,9 @@ fn main() -> ExitCode {
 }
 
 fn is_closed_pipe(failure: &(dyn std::error::Error + 'static)) -> bool {
-    let failure = failure.downcast_ref::<std::io::Error>();
-    failure.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    let kind = match failure.downcast_ref::<serde_json::Error>() {
+        Some(error) => error.io_error_kind(),
+        None => failure.downcast_ref::<std::io::Error>().map(std::io::Error::kind),
+    };
+    kind == Some(std::io::ErrorKind::BrokenPipe)
 }

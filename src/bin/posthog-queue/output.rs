@@ -15,17 +15,20 @@ use serde::Serialize;
 
 use crate::Failure;
 
+/// The heading of the options of every command.
+const FOR_ALL: &str = "Options of all commands";
+
 /// Options of every command.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct OutputArgs {
     /// Write JSON: one object a line, with the keys that docs/operations.md names
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = FOR_ALL)]
     json: bool,
     /// Do what cannot be undone without asking
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, help_heading = FOR_ALL)]
     yes: bool,
     /// No progress bars
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, help_heading = FOR_ALL)]
     quiet: bool,
 }
 
@@ -188,6 +191,17 @@ impl Progress {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
         }
         self.bar.set_position(position);
+    }
+
+    /// Changes the total of the work.
+    pub(crate) fn of(&self, total: u64) {
+        self.bar.set_length(total);
+    }
+
+    /// Writes a note to standard error, above the bar.
+    pub(crate) fn note(&self, text: &str) {
+        // There is nobody else to report to.
+        self.bar.suspend(|| drop(writeln!(io::stderr(), "{text}")));
     }
 }
 

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use posthog::inspect::{self, InspectError, QueueDir};
 
+use crate::Failure;
+
 /// The queues below a directory, or some of them.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Target {
@@ -20,6 +22,16 @@ pub(crate) struct Target {
 }
 
 impl Target {
+    /// All queues below a directory.
+    pub(crate) fn of(dir: Option<PathBuf>) -> Self {
+        Self { dir, project: None, lane: None }
+    }
+
+    /// Whether only one lane is meant.
+    pub(crate) fn has_lane(&self) -> bool {
+        self.lane.is_some()
+    }
+
     /// The directory that was given, or the one that the environment names.
     pub(crate) fn dir(&self) -> Result<PathBuf, InspectError> {
         self.dir.clone().map_or_else(inspect::default_queue_dir, Ok)
@@ -35,4 +47,21 @@ impl Target {
         });
         if found.is_empty() { Err(InspectError::NotAQueue { path: dir }) } else { Ok(found) }
     }
+}
+
+/// The error, with the command to give instead where another user has to run it.
+pub(crate) fn explained(error: InspectError) -> Failure {
+    match &error {
+        InspectError::OtherUser { user, .. } => {
+            let args: Vec<_> = std::env::args().skip(1).map(quoted).collect();
+            format!("{error}; nothing was changed. Run:\n  sudo -u {user} posthog-queue {}", args.join(" ")).into()
+        }
+        _ => error.into(),
+    }
+}
+
+/// An argument as a shell reads it.
+fn quoted(arg: String) -> String {
+    let is_plain = |char: char| char.is_ascii_alphanumeric() || "-_./:=,@+%".contains(char);
+    if !arg.is_empty() && arg.chars().all(is_plain) { arg } else { format!("'{}'", arg.replace('\'', "'\\''")) }
 }

@@ -7,6 +7,11 @@ use crate::{Failure, Verdict};
 
 mod crash;
 mod prove;
+mod drain;
+mod export;
+mod import;
+mod list;
+mod show;
 mod status;
 
 /// What to do.
@@ -21,6 +26,16 @@ pub(crate) enum Command {
     /// The process that `prove` kills
     #[command(name = "prove-victim", hide = true)]
     ProveVictim(prove::VictimArgs),
+    /// Lists the events that wait, and those that PostHog has rejected
+    List(list::Args),
+    /// Shows whole events as JSON
+    Show(show::Args),
+    /// Writes events to a file in PostHog's batch format; they stay in the queue
+    Export(export::Args),
+    /// Reads events of a file into a new queue of a project
+    Import(import::Args),
+    /// Delivers the queues that no process has, to their own host and key or to others
+    Drain(drain::Args),
 }
 
 impl Command {
@@ -30,6 +45,11 @@ impl Command {
             Command::Prove(args) => prove::run(args, output),
             Command::Crash(args) => crash::run(args, output),
             Command::ProveVictim(args) => prove::run_victim(&args),
+            Command::List(args) => list::run(args, output),
+            Command::Show(args) => show::run(args, output),
+            Command::Export(args) => export::run(args, output),
+            Command::Import(args) => import::run(args, output),
+            Command::Drain(args) => drain::run(args, output),
         }
     }
 }
