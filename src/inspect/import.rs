@@ -114,7 +114,7 @@ pub struct Imported {
 /// Nothing is sent before all of the file is durable in the queue. From then on a program of the project delivers it.
 ///
 /// An import that was interrupted, also by SIGKILL, is resumed by the same call; no event is lost or doubled. `progress`
-/// gets the number of events imported so far, `bad` each line that is no event.
+/// gets the number of events imported so far, `bad` each line that is passed over.
 ///
 /// Fails at the first line that is no event unless [`ImportOptions::skip_bad`] is set ([`InspectError::Input`]); what was
 /// read before it is kept for the next attempt, with a corrected file or with that option.
@@ -204,11 +204,14 @@ impl<'a> Import<'a> {
         Ok(())
     }
 
-    /// Reports a line that is no event; fails unless such lines are to be passed over.
+    /// Reports a line that is no event and is passed over; fails if such lines are not to be.
     fn pass_over(&mut self, line: BadLine, bad: &mut dyn FnMut(&BadLine)) -> Result<(), InspectError> {
-        bad(&line);
+        if !self.options.skip_bad {
+            return Err(self.stopped_at(&line));
+        }
         self.bad_lines += 1;
-        if self.options.skip_bad { Ok(()) } else { Err(self.stopped_at(&line)) }
+        bad(&line);
+        Ok(())
     }
 
     fn end(mut self, hash: &str) -> Result<Imported, InspectError> {

@@ -125,7 +125,7 @@ pub(super) struct Terms {
 pub(super) fn record_of(text: &str, nth: u64, terms: Terms) -> Result<Record, String> {
     let fields: Fields<'_> = serde_json::from_str(text).map_err(|error| described(&error))?;
     let last = |wanted: &str| fields.0.iter().rev().find(|(key, _)| key == wanted).map(|(_, value)| *value);
-    let name = last("event").and_then(|value| text_of(value)).ok_or("it has no name (\"event\")")?;
+    let name = last("event").and_then(text_of).ok_or("it has no name (\"event\")")?;
     let properties = match last("properties").filter(|value| value.get() != "null") {
         Some(value) => serde_json::from_str(value.get()).map_err(|_| "its \"properties\" are not an object")?,
         None => Fields(Vec::new()),

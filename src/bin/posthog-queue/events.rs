@@ -15,6 +15,9 @@ use crate::output::{Output, Unit};
 use crate::target::Target;
 use crate::{Failure, Verdict};
 
+/// Gets an event and its queue; breaks off the walk.
+type Each<'a> = &'a mut dyn FnMut(&mut Output, &QueueDir, &StoredEvent<'_>) -> Result<ControlFlow<()>, Failure>;
+
 /// Which events.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Choice {
@@ -95,12 +98,7 @@ impl Choice {
     }
 
     /// Passes the events that are meant to `each`, queue by queue, the oldest first and the dead letters last.
-    pub(crate) fn walk(
-        &self,
-        output: &mut Output,
-        filter: &EventFilter,
-        each: &mut dyn FnMut(&mut Output, &QueueDir, &StoredEvent<'_>) -> Result<ControlFlow<()>, Failure>,
-    ) -> Result<Verdict, Failure> {
+    pub(crate) fn walk(&self, output: &mut Output, filter: &EventFilter, each: Each<'_>) -> Result<Verdict, Failure> {
         let (queues, mut verdict) = (self.target.queues()?, Verdict::Fine);
         let (many, scratch) = (queues.len() > 1, self.scratch.dir());
         for queue in &queues {
@@ -129,7 +127,7 @@ fn walk_one(
     scratch: &std::path::Path,
     output: &mut Output,
     filter: &EventFilter,
-    each: &mut dyn FnMut(&mut Output, &QueueDir, &StoredEvent<'_>) -> Result<ControlFlow<()>, Failure>,
+    each: Each<'_>,
 ) -> Result<(ControlFlow<()>, Verdict), Problem> {
     let of_queue = |error: posthog::inspect::InspectError| Problem::OfQueue(error.into());
     let owner = queue.owner().map_err(of_queue)?;

@@ -39,6 +39,8 @@ pub(crate) struct RowReader {
 }
 
 type Each<'a> = &'a mut dyn FnMut(Row) -> ControlFlow<()>;
+/// Gets key and value of a row.
+type EachRow<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
 
 impl RowReader {
     /// Opens the store in `dir`. A file that is missing or cannot be read has no rows; one of a newer version is refused.
@@ -135,7 +137,7 @@ impl RowReader {
         &self,
         table: redb::TableDefinition<'_, &'static [u8], &'static [u8]>,
         width: usize,
-        pass: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+        pass: EachRow<'_>,
     ) -> Result<(ControlFlow<()>, u32), StoreError> {
         if !self.exists {
             return Ok((ControlFlow::Continue(()), 0));

@@ -157,7 +157,14 @@ fn move_all(
     let project = inspect::project_name(key, host).map_err(explained)?;
     let from: Vec<_> = queues.iter().filter(|queue| queue.project() != project && !queue.is_known_empty()).collect();
     let (mut verdict, mut total) = (Verdict::Fine, 0);
-    let bar = output.progress("Moving", from.iter().map(|queue| queue.waiting()).sum(), Unit::Events);
+    let waiting = from.iter().map(|queue| queue.waiting()).sum();
+    let projects = from.iter().map(|queue| queue.project()).collect::<std::collections::BTreeSet<_>>().len();
+    let of = if projects == 1 { "1 project".to_owned() } else { format!("{projects} projects") };
+    let question = format!("Move {} of {of} to the project at {host} and deliver them there?", events(waiting));
+    if !from.is_empty() && !output.confirm(&question)? {
+        return Err("nothing was changed".into());
+    }
+    let bar = output.progress("Moving", waiting, Unit::Events);
     for queue in from {
         if until.reached().is_some() {
             break;

@@ -86,7 +86,8 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Result<Verdict, Failure> {
         output.line("The file contains no event; nothing was imported.")?;
     }
     if imported.bad_lines > 0 && !output.is_json() {
-        output.line(format!("Passed over: {} lines that are no events.", number(imported.bad_lines)))?;
+        let lines = if imported.bad_lines == 1 { "line that is no event" } else { "lines that are no events" };
+        output.line(format!("Passed over: {} {lines}.", number(imported.bad_lines)))?;
     }
     Ok(if imported.bad_lines > 0 { Verdict::Found } else { Verdict::Fine })
 }

@@ -74,7 +74,8 @@ fn write(output: &mut Output, row: &Row, event: &str, is_first: bool) -> Result<
         "journal" => "Waiting in the journal".to_owned(),
         _ => format!("Waiting in the store{since}"),
     };
-    output.line(format!("{said}: event {} of {}, {} bytes", row.sequence, row.queue, row.bytes))?;
+    output.line(format!("{said} (number {}, {} bytes)", row.sequence, row.bytes))?;
+    output.line(format!("Queue: {}", row.queue))?;
     if let (Some(status), Some(reason), Some(attempts)) = (row.status, &row.reason, row.attempts) {
         output.line(format!("HTTP status {status} after {attempts} requests: {reason}"))?;
     }
