@@ -46,7 +46,7 @@ pub(super) fn project(api_key: &str, host: &str) -> Result<(Project, Option<Stri
 
 /// A project of `adopt_queue`, by each name that its queue may have: for the app's host, that host and the ingestion
 /// host.
-pub(super) fn former_projects(api_key: &str, host: &str) -> Result<Vec<Project>, Error> {
+pub(crate) fn former_projects(api_key: &str, host: &str) -> Result<Vec<Project>, Error> {
     let of = |what: &str, why: String| Error::config("adopt_queue", format!("was given a {what} that {why}"));
     let api_key = checked_key(api_key).map_err(|why| of("key", why))?;
     let given = checked_host(host).map_err(|why| of("host", why))?;

@@ -40,6 +40,8 @@ use crate::sys::limits;
 use crate::transport::{ClientIdentity, Proxy};
 
 pub(crate) use check::Settings;
+#[cfg(feature = "inspect")]
+pub(crate) use endpoint::former_projects;
 use flags::FlagOptions;
 pub(crate) use flags::FlagSettings;
 use values::TraceSource;

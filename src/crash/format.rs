@@ -305,6 +305,29 @@ pub(super) fn scan(bytes: &[u8]) -> Scanned {
     scanned
 }
 
+/// The records in any bytes with their places, and the stretches between them.
+#[cfg(feature = "inspect")]
+pub(super) fn locate(bytes: &[u8]) -> (Vec<(std::ops::Range<usize>, Record)>, Vec<std::ops::Range<usize>>) {
+    let (mut records, mut damaged) = (Vec::new(), Vec::new());
+    let (mut at, mut end) = (0, 0);
+    while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+        let Some((record, len)) = rest.starts_with(&MAGIC).then(|| parse(rest)).flatten() else {
+            at += 1;
+            continue;
+        };
+        if end < at {
+            damaged.push(end..at);
+        }
+        records.push((at..at + len, record));
+        at += len;
+        end = at;
+    }
+    if end < bytes.len() {
+        damaged.push(end..bytes.len());
+    }
+    (records, damaged)
+}
+
 /// Decodes the record at the beginning of `bytes`, and returns its length.
 fn parse(bytes: &[u8]) -> Option<(Record, usize)> {
     let header: &[u8; HEADER] = bytes.first_chunk()?;

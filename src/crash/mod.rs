@@ -40,6 +40,8 @@
 
 mod breadcrumbs;
 mod buffers;
+#[cfg(feature = "inspect")]
+pub(crate) mod erase;
 pub(crate) mod exit;
 mod format;
 mod incident;

@@ -226,8 +226,14 @@ pub(super) fn has_nothing_to_report(disk: &Disk, path: &Path) -> bool {
     })
 }
 
+/// Whether a file of that name is a report, given up or not.
+#[cfg(feature = "inspect")]
+pub(super) fn is_report(name: &str) -> bool {
+    attempts_in(name).is_some() || name.split_once('.').is_some_and(|(_, rest)| rest == GIVEN_UP)
+}
+
 /// Whether the process that owns the file is alive. A file without a readable first record has no owner.
-fn is_in_use(disk: &Disk, path: &Path) -> bool {
+pub(super) fn is_in_use(disk: &Disk, path: &Path) -> bool {
     let bytes = match bytes_of(disk, path, BODY_MOST as u64) {
         Ok(bytes) => bytes,
         // Without a free descriptor to check, the file may belong to a live process: this one.

@@ -38,6 +38,16 @@ pub enum InspectError {
         /// The user that owns it, by name or number.
         user: String,
     },
+    /// The queue belongs to another user. Files that this user makes in it would keep its program from opening it.
+    #[error(
+        "{path:?} belongs to {user}, whose program could not open it any more after this user has written to it; nothing was changed; run the command as {user}"
+    )]
+    OtherUser {
+        /// The directory.
+        path: PathBuf,
+        /// The user that owns it, by name or number.
+        user: String,
+    },
     /// A living process owns the queue.
     #[error("process {} owns the queue {path:?}; stop it first, or wait until it has ended", pid.map_or("(unknown)".into(), |pid| pid.to_string()))]
     Owned {
@@ -119,7 +129,7 @@ impl InspectError {
 }
 
 /// The user that owns the nearest existing directory of a path, by name if the system knows one.
-fn owner_of(path: &Path) -> String {
+pub(crate) fn owner_of(path: &Path) -> String {
     use std::os::unix::fs::MetadataExt;
     let Some(uid) = path.ancestors().find_map(|path| Some(path.symlink_metadata().ok()?.uid())) else {
         return "its owner".into();

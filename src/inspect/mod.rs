@@ -14,25 +14,33 @@
 
 mod crashes;
 mod drain;
+mod dead;
 mod error;
 mod filter;
 mod import;
 mod incoming;
 mod moving;
+mod forget;
 mod owned;
 mod places;
 mod power_cut;
 mod prove;
 mod reader;
 mod staging;
+mod repair;
+mod verify;
 
 pub use crashes::{Crash, CrashReport, CrashReportState};
 pub use drain::{Drain, DrainProgress, Holding};
+pub use dead::{DeadChange, DeadFilter, DeadGroup, DeadLetters};
 pub use error::InspectError;
 pub use filter::{EventFilter, EventState};
 pub use import::{BadLine, ImportOptions, Imported, import};
 pub use moving::{Moved, move_to, project_name};
+pub use forget::{NotReached, Person, PersonFound};
 pub use places::{Owner, QueueDir, default_queue_dir, queues};
 pub use power_cut::{PowerCuts, power_cuts};
 pub use prove::{DiskReport, Latencies, LatencyRange, ProofDir, disk, proof_client, stored_uuids};
 pub use reader::{Content, Damage, EventPlace, EventSummary, QueueReader, StoredEvent};
+pub use repair::Repair;
+pub use verify::{Problem, ProblemKind, Verification};

@@ -1,14 +1,16 @@
 //! [`OwnedQueue`]: a queue that this process owns for as long as it changes it.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::InspectError;
 use super::places::QueueDir;
-use crate::queue::{self, Finding, Opened, Queue, QueueOptions};
+use crate::queue::{self, Finding, Opened, Project, Queue, QueueOptions, journal};
 use crate::sys::clock::{Clock, WallNanos};
 use crate::sys::disk::Disk;
-use crate::sys::limits;
+use crate::sys::{limits, wording};
 
 /// A queue without another owner, opened by this process. Opening recovers it as the next start of its program would: what
 /// is in the journal is moved into the store, and a damaged file is renamed and salvaged. Other processes find the queue
@@ -24,24 +26,31 @@ pub(crate) struct OwnedQueue {
 }
 
 impl QueueDir {
-    /// Opens the queue to change it. Fails while a living process owns it.
+    /// Opens the queue to change it. Fails while a living process owns it, and for a user to whom it does not belong.
     pub(crate) fn own(&self) -> Result<OwnedQueue, InspectError> {
-        let failed = |error| InspectError::queue(self.path(), error);
-        let (disk, clock) = (Disk::default(), Clock::default());
+        self.check_user()?;
         let project = self.project_of_store().ok_or_else(|| InspectError::Queue {
             path: self.path().into(),
-            why: "its store does not say whose events it contains; repair it first".into(),
+            why: "its store does not say whose events it contains; nothing was changed; repair it first".into(),
         })?;
+        self.own_as(project, false)
+    }
+
+    /// Opens the queue of this project to change it; if it `rebuilds`, the store is replaced by one that is made of its
+    /// readable rows.
+    pub(crate) fn own_as(&self, project: Project, rebuilds: bool) -> Result<OwnedQueue, InspectError> {
+        self.check_user()?;
+        let failed = |error| InspectError::queue(self.path(), error);
+        let (disk, clock) = (Disk::default(), Clock::default());
         let claim = queue::claim_shard(&disk, self.group_dir(), self.number()).map_err(failed)?;
         let Some(claim) = claim else {
             let pid = self.owner()?.and_then(|owner| owner.pid);
             return Err(InspectError::Owned { path: self.path().into(), pid });
         };
-        let is_ai = self.lane() == "ai";
         let options = QueueOptions {
             project,
             queue_dir: self.queue_dir().to_path_buf(),
-            arena_bytes: if is_ai { limits::AI_JOURNAL_BYTES } else { limits::JOURNAL_BYTES_DEFAULT },
+            arena_bytes: self.arena_bytes(),
             lock_wait: Duration::from_secs(1),
             cache_bytes: limits::STORE_CACHE_BYTES,
             reserve_bytes: limits::RESERVE_BYTES,
@@ -51,8 +60,29 @@ impl QueueDir {
             adopts: true,
         };
         let Opened { queue, replayed, findings, .. } =
-            Queue::open(&disk, &options, claim, clock.wall_nanos()).map_err(failed)?;
+            Queue::open_as(&disk, &options, claim, rebuilds, clock.wall_nanos()).map_err(failed)?;
         Ok(OwnedQueue { queue: Arc::new(queue), findings, replayed, clock })
+    }
+
+    /// Fails unless the queue belongs to the user of this process: files that another user, also root, makes in it would
+    /// keep its program from opening it.
+    pub(crate) fn check_user(&self) -> Result<(), InspectError> {
+        let disk = Disk::default();
+        for dir in [self.path(), self.group_dir(), &self.project_dir()] {
+            let metadata = fs::metadata(dir).map_err(|source| InspectError::io(dir, source))?;
+            if disk.vet_dir(dir).is_err() && metadata.uid() != nix::unistd::geteuid().as_raw() {
+                return Err(InspectError::OtherUser { path: dir.into(), user: super::error::owner_of(dir) });
+            }
+        }
+        Ok(())
+    }
+
+    /// The length of the arenas that the program has made, so that they need not be made again.
+    fn arena_bytes(&self) -> usize {
+        let lengths = journal::file_names().filter_map(|name| fs::metadata(self.path().join(name)).ok());
+        let longest = lengths.filter_map(|file| usize::try_from(file.len()).ok()).max();
+        let default = if self.lane() == "ai" { limits::AI_JOURNAL_BYTES } else { limits::JOURNAL_BYTES_DEFAULT };
+        longest.filter(|bytes| limits::JOURNAL_BYTES.contains(bytes)).unwrap_or(default)
     }
 }
 
@@ -61,6 +91,40 @@ impl OwnedQueue {
     pub(crate) fn now(&self) -> WallNanos {
         self.clock.wall_nanos()
     }
+
+    /// What recovery found, as text for an operator.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        self.findings.iter().filter_map(note).collect()
+    }
+
+    /// Events that recovery found to be lost.
+    pub(crate) fn lost(&self) -> u64 {
+        let lost = |finding: &Finding| match finding {
+            Finding::Salvaged { lost, .. } => *lost,
+            Finding::Missing { events, .. } => *events,
+            _ => 0,
+        };
+        self.findings.iter().map(lost).sum()
+    }
+}
+
+fn note(finding: &Finding) -> Option<String> {
+    Some(match finding {
+        Finding::Salvaged { path, why, lost } => {
+            format!("{why}: it is kept as {}; {} lost", path.display(), wording::count(*lost, "event"))
+        }
+        Finding::Missing { events, after_restart: true } => format!(
+            "{} were lost when the machine went down before they were on the disk",
+            wording::count(*events, "event")
+        ),
+        Finding::Missing { events, .. } => {
+            format!("{} were accepted and are in no file", wording::count(*events, "event"))
+        }
+        Finding::NotCheckpointed { error } => {
+            format!("the journal could not be moved into the store ({error}); its events stay in the journal")
+        }
+        Finding::StoreVerified | Finding::DiedInTask => return None,
+    })
 }
 
 impl Drop for OwnedQueue {

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::error::InspectError;
 use super::places::QueueDir;
-use crate::queue::{self, Found, Reader};
+use crate::queue::{self, Facts, Found, QueueError, Reader};
 use crate::record::json::write_event;
 use crate::record::{Malformed, NoSymbols, View};
 use crate::sys::clock::system_time;
@@ -103,6 +103,8 @@ pub enum Content<'a> {
     Damage(Damage),
 }
 
+type Pass<'a> = &'a mut dyn FnMut(Found<'_>) -> ControlFlow<()>;
+
 impl QueueDir {
     /// Opens the queue for reading. Changes nothing in it, and works beside a living owner: then the files are copied into
     /// a new directory below `scratch` first, for which that needs as much space as the queue takes.
@@ -144,6 +146,19 @@ impl QueueReader {
     /// letters, and in between what is damaged. Fails at the end if a process has opened the queue meanwhile: then what
     /// was passed may be wrong, and the next attempt reads a copy.
     pub fn content(&self, each: &mut dyn FnMut(Content<'_>) -> ControlFlow<()>) -> Result<(), InspectError> {
+        self.walk(each, &|reader, pass| reader.walk(&self.disk, pass))
+    }
+
+    /// Passes the dead letters alone to `each`, until that breaks. Otherwise like [`content`](Self::content).
+    pub fn dead_letters(&self, each: &mut dyn FnMut(Content<'_>) -> ControlFlow<()>) -> Result<(), InspectError> {
+        self.walk(each, &|reader, pass| reader.walk_dead(pass))
+    }
+
+    fn walk(
+        &self,
+        each: &mut dyn FnMut(Content<'_>) -> ControlFlow<()>,
+        walk: &dyn Fn(&Reader, Pass<'_>) -> Result<ControlFlow<()>, QueueError>,
+    ) -> Result<(), InspectError> {
         let mut pass = |found: Found<'_>| match found {
             Found::Record { seq, body, checkpointed_at } => {
                 let place =
@@ -161,8 +176,24 @@ impl QueueReader {
             }
             Found::Bad(bad) => each(Content::Damage(Damage { path: bad.path, what: bad.why, lost_events: bad.lost })),
         };
-        let walked = self.reader.walk(&self.disk, &mut pass);
-        let _came_to_the_end = walked.map_err(|error| InspectError::queue(&self.dir, error))?;
+        let _ = walk(&self.reader, &mut pass).map_err(|error| InspectError::queue(&self.dir, error))?;
+        self.check_unowned()
+    }
+
+    /// Checks everything: see [`QueueDir::verify`].
+    pub(crate) fn verify(&self, progress: &dyn Fn(u64)) -> Result<Facts, InspectError> {
+        let facts = self.reader.verify(&self.disk, progress);
+        let facts = facts.map_err(|error| InspectError::queue(&self.dir, error))?;
+        self.check_unowned().map(|()| facts)
+    }
+
+    /// The directory that is read: the queue's own, or the copy.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Fails if a process has opened the queue while it was read in place.
+    fn check_unowned(&self) -> Result<(), InspectError> {
         match self.queue.owner()?.filter(|_| self.copy.is_none()) {
             // Its first act may have been to change what was being read.
             Some(owner) => Err(InspectError::Owned { path: self.dir.clone(), pid: owner.pid }),

@@ -35,6 +35,8 @@
 
 mod checkpoint;
 mod directory;
+#[cfg(feature = "inspect")]
+mod erase;
 mod error;
 mod evict;
 pub(crate) mod frame;
@@ -50,6 +52,8 @@ mod status_page;
 pub(crate) mod store;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "inspect")]
+mod verify;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -80,6 +84,8 @@ pub(crate) use recovery::{Finding, Opened};
 pub(crate) use run::{Heartbeat, RunRecord, task_id};
 pub(crate) use status_page::{OpeningMark, Predecessor};
 pub(crate) use store::Project;
+#[cfg(feature = "inspect")]
+pub(crate) use verify::{Facts, Page};
 
 /// The store is compacted while the queued rows take at most this much. A larger backlog is not moved; it shrinks as it
 /// is delivered.

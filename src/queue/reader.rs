@@ -93,6 +93,25 @@ impl Reader {
         self.rows.state()
     }
 
+    /// The rows of the store.
+    pub(super) fn rows(&self) -> &RowReader {
+        &self.rows
+    }
+
+    /// The arenas in use, the oldest first, also those whose records are in the store.
+    pub(super) fn arenas(&self) -> &[(PathBuf, Round)] {
+        &self.arenas
+    }
+
+    /// The files that are no arenas.
+    pub(super) fn bad_arenas(&self) -> &[Bad] {
+        &self.bad_arenas
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The rounds of the journal that are not in the store, the oldest first.
     pub(crate) fn rounds(&self) -> impl Iterator<Item = Round> + '_ {
         let stored = self.state().map_or(0, |state| state.epoch);
@@ -118,6 +137,14 @@ impl Reader {
         self.rows.dead(&mut |row| self.pass(row, each)).map_err(|source| self.failed(source))
     }
 
+    /// Passes the dead letters alone to `each`, until that breaks.
+    pub(crate) fn walk_dead(
+        &self,
+        each: &mut dyn FnMut(Found<'_>) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, QueueError> {
+        self.rows.dead(&mut |row| self.pass(row, each)).map_err(|source| self.failed(source))
+    }
+
     fn pass(&self, row: Row, each: &mut dyn FnMut(Found<'_>) -> ControlFlow<()>) -> ControlFlow<()> {
         let path = || self.dir.join(store::QUEUE);
         match row {
@@ -136,7 +163,7 @@ impl Reader {
         }
     }
 
-    fn walk_journal(
+    pub(super) fn walk_journal(
         &self,
         disk: &Disk,
         each: &mut dyn FnMut(Found<'_>) -> ControlFlow<()>,
@@ -181,7 +208,7 @@ impl Reader {
         Ok(ControlFlow::Continue(()))
     }
 
-    fn failed(&self, source: StoreError) -> QueueError {
+    pub(super) fn failed(&self, source: StoreError) -> QueueError {
         QueueError::Store { dir: self.dir.clone(), source }
     }
 }

@@ -62,6 +62,18 @@ impl Queue {
         claim: Claim,
         now: WallNanos,
     ) -> Result<Opened, QueueError> {
+        Self::open_as(disk, options, claim, false, now)
+    }
+
+    /// Opens the claimed directory; if it `rebuilds`, the store's file is replaced by one that is made of its readable
+    /// rows, and kept.
+    pub(crate) fn open_as(
+        disk: &Disk,
+        options: &QueueOptions,
+        claim: Claim,
+        rebuilds: bool,
+        now: WallNanos,
+    ) -> Result<Opened, QueueError> {
         let dir = claim.dir().to_path_buf();
         let failed = |source| QueueError::Io { path: dir.clone(), source };
         let map = disk.file_system(&dir).map_err(failed)?.may_map() && crash_point::may_map();
@@ -84,7 +96,9 @@ impl Queue {
             .map(|(path, why)| Finding::Salvaged { path: path.clone(), why: (*why).to_owned(), lost: 0 })
             .collect();
 
-        let store = open_store(disk, &dir, options, &before, &status, now, &mut findings)
+        let mut store = store_options(options, &before);
+        store.untrusted |= rebuilds;
+        let store = open_store(disk, &dir, (options, &store), &before, &status, now, &mut findings)
             .inspect_err(|_| status.leave_unopened(&before))?;
         let (journal, replayed) = recover(found, &store, &before, &status, options, now, &mut findings)?;
         for dir in up_to(&dir, &options.queue_dir) {
@@ -139,7 +153,7 @@ impl Queue {
 fn open_store(
     disk: &Disk,
     dir: &Path,
-    options: &QueueOptions,
+    (options, store): (&QueueOptions, &StoreOptions),
     before: &Predecessor,
     status: &StatusPage,
     now: WallNanos,
@@ -154,7 +168,7 @@ fn open_store(
     if before.died_in_store {
         findings.push(Finding::StoreVerified);
     }
-    let (store, report) = Store::open(disk, dir, &store_options(options, before), now).map_err(failed)?;
+    let (store, report) = Store::open(disk, dir, store, now).map_err(failed)?;
     status.forget_deaths();
     report_damage(&report, findings);
     Ok(store)

@@ -36,6 +36,8 @@ mod runtimes;
 mod termination;
 mod tool_prove;
 mod tool_move;
+mod tool_fix;
+mod tool_forget;
 mod v1;
 mod waiting;
 mod wire;

@@ -12,6 +12,7 @@ mod target;
 use std::process::ExitCode;
 
 use clap::Parser;
+use posthog::inspect::InspectError;
 
 use commands::Command;
 use output::Output;
@@ -59,9 +60,27 @@ fn main() -> ExitCode {
         Err(failure) if is_closed_pipe(failure.as_ref()) => ExitCode::SUCCESS,
         Err(failure) => {
             output.failed(failure.as_ref());
+            advise(failure.as_ref(), &mut output);
             ExitCode::from(Verdict::CouldNot as u8)
         }
     }
+}
+
+/// The command that works, where another user has to run it.
+fn advise(failure: &(dyn std::error::Error + 'static), output: &mut Output) {
+    let Some(InspectError::OtherUser { user, .. }) = failure.downcast_ref() else { return };
+    // `sudo -u` takes a number behind a `#`.
+    let user = user.strip_prefix("user ").map_or_else(|| user.clone(), |number| format!("'#{number}'"));
+    let args = std::env::args().skip(1).map(|arg| quoted(&arg));
+    let command: Vec<_> = args.collect();
+    output.note(&format!("Run: sudo -u {user} posthog-queue {}", command.join(" ")));
+}
+
+/// The argument as a shell reads it back.
+fn quoted(arg: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
+    let needs_none = !arg.is_empty() && arg.chars().all(is_plain);
+    if needs_none { arg.to_owned() } else { format!("'{}'", arg.replace('\'', "'\\''")) }
 }
 
 fn is_closed_pipe(failure: &(dyn std::error::Error + 'static)) -> bool {

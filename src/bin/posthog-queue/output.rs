@@ -203,10 +203,30 @@ impl Progress {
         // There is nobody else to report to.
         self.bar.suspend(|| drop(writeln!(io::stderr(), "{text}")));
     }
+
+    /// Moves the bar to `position` of `total`, which may turn out to be another than was thought.
+    pub(crate) fn at_of(&self, position: u64, total: u64) {
+        self.bar.set_length(total.max(position));
+        self.at(position);
+    }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// `1 event`, `62,763 events`. The noun is given in the singular, and its plural ends in `s`.
+pub(crate) fn count(quantity: u64, noun: &str) -> String {
+    let digits = quantity.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    let plural = if quantity == 1 { "" } else { "s" };
+    format!("{text} {noun}{plural}")
 }

@@ -29,6 +29,8 @@ mod files;
 mod maintenance;
 mod open;
 #[cfg(feature = "inspect")]
+mod rewrite;
+#[cfg(feature = "inspect")]
 mod row_reader;
 mod rows;
 mod salvage;
@@ -60,6 +62,8 @@ pub(crate) use files::{RESERVE, StoreOptions};
 pub(crate) use maintenance::COMPACT_FROM;
 pub(crate) use maintenance::is_worth_compacting;
 pub(crate) use open::{OpenReport, identify};
+#[cfg(feature = "inspect")]
+pub(crate) use rewrite::{Keeps, Rewritten};
 #[cfg(feature = "inspect")]
 pub(crate) use row_reader::{Row, RowReader};
 #[cfg(feature = "inspect")]

@@ -122,7 +122,7 @@ fn rebuild_from(place: &StoreDir, report: &mut OpenReport) -> Result<(), StoreEr
     rebuild.finish(&place.options.project, state)
 }
 
-fn open_existing(place: &StoreDir, check_integrity: bool) -> Result<(OpenDatabase, State), StoreError> {
+pub(super) fn open_existing(place: &StoreDir, check_integrity: bool) -> Result<(OpenDatabase, State), StoreError> {
     let file = place.disk.open(&place.queue(), Open::Existing)?;
     if file.len()? == 0 {
         // The database would initialize an empty file, but a store never has this name before it is complete.
@@ -161,7 +161,7 @@ pub(super) fn vet(db: &Database, project: &Project) -> Result<State, StoreError>
 }
 
 /// An error followed by its causes.
-fn in_full(error: &StoreError) -> String {
+pub(super) fn in_full(error: &StoreError) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {

@@ -5,11 +5,13 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::backend::StoreFile;
 use super::files::{StoreDir, StoreOptions};
+use super::open;
 use super::rows::{Chunk, DeadRecord, Project, State};
 use super::salvage::Salvage;
 use super::schema::{self, CHUNKS, ChunkRow, DEAD, Meta};
-use crate::queue::error::StoreError;
+use crate::queue::error::{StoreError, guarded};
 use crate::sys::disk::{Disk, Home};
 
 /// A row, as far as it can be read.
@@ -87,6 +89,39 @@ impl RowReader {
     /// The project, if it can be read.
     pub(crate) fn project(&self) -> Option<&Project> {
         self.meta.identity.as_ref().map(|(project, _)| project)
+    }
+
+    /// Lets the database itself verify every page, as an owner does after a death in the store, and checks the rows that
+    /// identify the file. What the database would write stays in memory. Returns what is wrong.
+    pub(crate) fn check(&self) -> Option<String> {
+        if !self.exists {
+            return None;
+        }
+        let checked = (|| {
+            let file = self.place.disk.open(&self.place.queue(), crate::sys::disk::Open::ReadOnly)?;
+            if file.len()? == 0 {
+                return Err(StoreError::damaged("the file is empty"));
+            }
+            let backend = StoreFile::held(file, Arc::default())?;
+            let mut builder = self.place.options.builder();
+            builder.set_check_integrity_on_open(true);
+            let db = guarded(|| Ok(builder.create_with_backend(backend)?))?;
+            let vetted = guarded(|| {
+                let meta = schema::read_meta(&db)?;
+                let (project, _) = meta.identity.as_ref().ok_or_else(|| {
+                    StoreError::damaged("the row that says whose events the file contains is missing or damaged")
+                })?;
+                open::vet(&db, project).map(drop)
+            });
+            let _ = guarded(|| Ok(db.close()?));
+            vetted
+        })();
+        checked.err().map(|error| open::in_full(&error))
+    }
+
+    /// Bytes of the rows of dead letters according to the state, if they were counted.
+    pub(crate) fn dead_bytes(&self) -> Option<u64> {
+        self.meta.state.as_ref()?.dead_bytes
     }
 
     /// Passes the chunks to `each`, until that breaks. Ascending, as long as nothing is damaged.

@@ -52,6 +52,12 @@ impl Chunk {
         if frames_len == 0 { 0 } else { page_bytes(frames_len.saturating_add(CHUNK_HEAD)) }
     }
 
+    /// Bytes of its row's value.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn row_bytes(&self) -> u64 {
+        CHUNK_HEAD.saturating_add(self.frames.len()) as u64
+    }
+
     /// The chunk reduced to the records whose sequence number satisfies `keep`; `None` if there are none.
     pub(crate) fn retain(&self, mut keep: impl FnMut(u64) -> bool) -> Option<Chunk> {
         self.rebuild(

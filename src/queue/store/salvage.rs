@@ -161,6 +161,10 @@ impl<'a> Salvage<'a> {
             };
             chunk.map_or(Ok(()), |chunk| rebuild.push(chunk))
         })?;
+        // A damaged table of chunks must not cost the dead letters.
+        if std::mem::take(&mut self.failures) >= FAILURES_MAX {
+            self.db = open_untrusted(self.place);
+        }
         self.copy_table(DEAD, 8, &mut |key, value| {
             let seq = key.first_chunk().map(|seq| u64::from_be_bytes(*seq));
             let dead = seq.and_then(|seq| schema::parse_dead(seq, value));

@@ -239,6 +239,14 @@ pub(super) fn dead_len(dead: &DeadRecord) -> usize {
     DEAD_FRAME.saturating_add(beginning(&dead.reason, REASON_MAX).len()).saturating_add(dead.body.len())
 }
 
+#[cfg(feature = "inspect")]
+impl DeadRecord {
+    /// Bytes of its row's value.
+    pub(crate) fn row_bytes(&self) -> u64 {
+        dead_len(self) as u64
+    }
+}
+
 /// Reads what [`dead_value`] wrote; `None` if it is damaged.
 pub(super) fn parse_dead(seq: u64, value: &[u8]) -> Option<DeadRecord> {
     let mut fields = Fields(unsealed(value)?);

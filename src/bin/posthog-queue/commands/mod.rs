@@ -12,7 +12,11 @@ mod export;
 mod import;
 mod list;
 mod show;
+mod dead;
+mod forget;
+mod repair;
 mod status;
+mod verify;
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -36,6 +40,14 @@ pub(crate) enum Command {
     Import(import::Args),
     /// Delivers the queues that no process has, to their own host and key or to others
     Drain(drain::Args),
+    /// Checks every byte of the queues, and says what is damaged and what can be saved
+    Verify(verify::Args),
+    /// Saves what can be read of damaged queues; the damaged files are kept
+    Repair(repair::Args),
+    /// Shows, retries or discards events that PostHog rejected for good
+    Dead(dead::Args),
+    /// Removes a person from the queues
+    Forget(forget::Args),
 }
 
 impl Command {
@@ -50,6 +62,10 @@ impl Command {
             Command::Export(args) => export::run(args, output),
             Command::Import(args) => import::run(args, output),
             Command::Drain(args) => drain::run(args, output),
+            Command::Verify(args) => verify::run(args, output),
+            Command::Repair(args) => repair::run(args, output),
+            Command::Dead(args) => dead::run(args, output),
+            Command::Forget(args) => forget::run(args, output),
         }
     }
 }

@@ -1,0 +1,90 @@
+//! [`Repair`]: a damaged queue becomes one that its program can open, with everything that can be read of it.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::error::InspectError;
+use super::places::{QueueDir, queues};
+use crate::config::former_projects;
+use crate::queue::{Finding, Project};
+
+/// The result of [`QueueDir::repair`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Repair {
+    /// The directory of the queue.
+    pub queue: PathBuf,
+    /// Events that wait in the queue now.
+    pub saved_events: u64,
+    /// Dead letters in it.
+    pub dead_letters: u64,
+    /// Events that were found to be lost.
+    pub lost_events: u64,
+    /// The damaged files under their new names. Nothing reads them again.
+    pub kept: Vec<PathBuf>,
+    /// What was found, in plain words.
+    pub notes: Vec<String>,
+}
+
+impl QueueDir {
+    /// Repairs the queue as the library does when it meets damage: a new store is built from every row of the old one
+    /// that can be read, the records of the journal are moved into it, and the damaged files are kept under other names
+    /// (`damaged-*`). A kill at any moment leaves the old queue or the new one. Also repairs a sound queue, to which that
+    /// does no harm.
+    ///
+    /// `project` is the host and the key whose events the queue contains. It is needed only if neither the store nor
+    /// another queue of the project can tell, and is checked against the name of the directory.
+    ///
+    /// # Errors
+    ///
+    /// [`InspectError::Owned`] while a process has the queue, [`InspectError::OtherUser`] for a user to whom it does not
+    /// belong, [`InspectError::Newer`], or if there is too little space for the new store: then the old one is as it was.
+    pub fn repair(&self, project: Option<(&str, &str)>) -> Result<Repair, InspectError> {
+        self.check_user()?;
+        let owned = self.own_as(self.project_to_repair(project)?, true)?;
+        let failed = |error| InspectError::queue(self.path(), error);
+        let is_moved = owned.queue.checkpoint_all(owned.now()).map_err(failed)?;
+        let kept = |finding: &Finding| match finding {
+            Finding::Salvaged { path, .. } => Some(path.clone()),
+            _ => None,
+        };
+        let mut notes = owned.notes();
+        if !is_moved {
+            notes.push("events stay in the journal, because they could not be moved into the new store".into());
+        }
+        Ok(Repair {
+            queue: self.path().to_path_buf(),
+            saved_events: owned.queue.ledger().queued_events,
+            dead_letters: owned.queue.dead_seqs().map_err(failed)?.len() as u64,
+            lost_events: owned.lost(),
+            kept: owned.findings.iter().filter_map(kept).collect(),
+            notes,
+        })
+    }
+
+    fn project_to_repair(&self, given: Option<(&str, &str)>) -> Result<Project, InspectError> {
+        let is_ours = |project: &Project| project.dir_name() == self.project();
+        if let Some((host, key)) = given {
+            let candidates = former_projects(key, host).map_err(|error| InspectError::Input(error.to_string()))?;
+            return candidates.into_iter().find(is_ours).ok_or_else(|| {
+                InspectError::Input(format!(
+                    "the directory {} does not belong to that host and key: its name is their hash; nothing was changed",
+                    self.project()
+                ))
+            });
+        }
+        let of_store = self.project_of_store();
+        let found = of_store.filter(is_ours).or_else(|| {
+            let others = queues(&self.project_dir()).unwrap_or_default();
+            others.iter().filter_map(Self::project_of_store).find(is_ours)
+        });
+        found.ok_or_else(|| {
+            InspectError::Input(format!(
+                "{} does not say any more whose events it contains; give the host and the key of its program (--host, \
+                 --key); nothing was changed",
+                self.path().display()
+            ))
+        })
+    }
+}
