@@ -75,9 +75,9 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("rmp", &["record"]),
     ("rmp_serde", &["record"]),
     ("signal_hook", &["crash", "bin"]),
-    // Besides files and locks: a crash point kills its own process, the two threads block their signals, and an operator
-    // is told whose files they are.
-    ("nix", &["sys", "queue", "crash", "pipeline", "inspect"]),
+    // Besides files and locks: a crash point kills its own process, the two threads block their signals, names of users are
+    // for an operator, and `--watch` waits for a signal.
+    ("nix", &["sys", "queue", "crash", "pipeline", "inspect", "bin"]),
 ];
 
 /// Modules that give the same bytes for the same input: they read no clock, disk, network or environment.

@@ -106,6 +106,17 @@ fn this_version_writes_what_the_document_says() {
         fixture::store(queue.path(), &golden());
     }
     assert_reads_as_documented(queue.path());
+    let words = reader::status(&shard(queue.path()).join("status"));
+    let owner = reader::owner_words(&words).unwrap();
+    let [written_at, phase, paused, .., reserved] = owner.numbers[..] else { panic!("{owner:?}") };
+    assert!(written_at >= words[3] && phase <= 4 && paused == 0 && reserved == 0, "{owner:?}");
+    assert_eq!(owner.numbers[9..11], [1 << 30, 0], "the bounds of the queue");
+    let version = env!("CARGO_PKG_VERSION").split('.').map(|part| part.parse::<u64>().unwrap());
+    assert_eq!(owner.numbers[19], version.fold(0, |sum, part| sum << 16 | part));
+    let program = std::env::current_exe().unwrap();
+    assert_eq!(owner.texts[0], program.file_name().unwrap().to_str().unwrap());
+    assert!(owner.texts[1].contains("refused"), "nothing listens: {owner:?}");
+    assert_eq!(owner.texts[2], "");
 }
 
 #[test]

@@ -188,6 +188,10 @@ impl Client {
         };
         let refusals = Arc::new([const { AtomicU64::new(0) }; DropReason::COUNT]);
         let ai = AiLane::default();
+        if let Some(pipeline) = &pipeline {
+            let refusals: Arc<[AtomicU64; DropReason::COUNT]> = Arc::clone(&refusals);
+            pipeline.count_drops_by(move || refusals.iter().map(|count| count.load(Ordering::Relaxed)).collect());
+        }
         #[cfg(feature = "metrics")]
         if let Some(pipeline) = &pipeline {
             publish_metrics(pipeline, &diagnostics, (&refusals, &ai));

@@ -92,6 +92,15 @@ pub(crate) fn find_reports(disk: &Disk, dir: &Path) -> io::Result<Vec<FoundRepor
     Ok(found.collect())
 }
 
+/// The number of unread files in `dir` whose processes are gone, and of those that are no longer tried. What cannot be
+/// listed is not counted.
+#[cfg(feature = "inspect")]
+pub(crate) fn count_reports(disk: &Disk, dir: &Path) -> (u64, u64) {
+    let is_given_up = |name: &&String| Path::new(name).extension().is_some_and(|extension| extension == GIVEN_UP);
+    let given_up = disk.list(dir).unwrap_or_default().iter().filter(is_given_up).count();
+    (unread_reports(disk, dir).unwrap_or_default().len() as u64, given_up as u64)
+}
+
 /// Moves unread files of another shard, whose processes are gone, into `to`. Returns whether there were any.
 pub(crate) fn adopt_reports(disk: &Disk, from: &Path, to: &Path) -> io::Result<bool> {
     let found = unread_reports(disk, from)?;

@@ -271,17 +271,20 @@ impl Engine {
         let (phase, failures) = (self.phase(now), self.pace.consecutive_failures());
         let retry_after_until = self.pace.retry_after_deadline(now);
         // A wall time that is computed again differs by nanoseconds, so a phase that has not changed keeps its old one.
-        if discriminant(&phase) != discriminant(&self.state.phase)
+        let has_changed = discriminant(&phase) != discriminant(&self.state.phase)
             || failures != self.state.consecutive_failures
-            || retry_after_until.is_some() != self.next_attempt.is_some()
-        {
+            || retry_after_until.is_some() != self.next_attempt.is_some();
+        if has_changed {
             self.state.phase = phase;
             self.next_attempt = retry_after_until.map(|at| self.wall_of(at, now));
-            self.source.pace(phase, self.next_attempt);
         }
         self.state.quarantined =
             self.intake.quarantine.skipped(self.intake.accepted, now).map_or(0, |(events, _)| events);
         self.state.consecutive_failures = failures;
         *self.handle.state.lock().unwrap_or_else(PoisonError::into_inner) = self.state.clone();
+        // Last: who is woken by the change finds the new state.
+        if has_changed {
+            self.source.pace(phase, self.next_attempt);
+        }
     }
 }

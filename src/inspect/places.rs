@@ -90,7 +90,7 @@ fn is_project(dir: &Path) -> bool {
 
 impl QueueDir {
     /// The queue at this path, by the names of the path alone.
-    fn at(path: &Path) -> Option<Self> {
+    pub(super) fn at(path: &Path) -> Option<Self> {
         let number = name_of(path).strip_prefix("shard-")?.parse().ok()?;
         let above = path.parent()?;
         let (lane, project) = if name_of(above) == "ai" { ("ai", above.parent()?) } else { ("analytics", above) };

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use super::advice::explain_queue;
 use super::bounds::Bounds;
+use super::description::Described;
 use super::mailbox::Commands;
 use super::recovery::{RETRY_FIRST, Reach};
 use super::shared::{Pipeline, lock};
@@ -65,6 +66,7 @@ fn sleep(threads: &Threads, lanes: &mut [Committer]) {
     let (mut until, mut has_answered) = (None, false);
     for lane in lanes.iter_mut() {
         lane.next_turn = lane.wake_at();
+        lane.describe();
         until = [until, lane.next_turn].into_iter().flatten().min();
         has_answered |= std::mem::take(&mut lane.answered);
     }
@@ -82,6 +84,7 @@ fn sleep(threads: &Threads, lanes: &mut [Committer]) {
     for lane in lanes {
         // A lane with nothing to do has no turn: the other may be one that syncs for each event.
         lane.is_due = lane.pipeline.mailbox.take_woken() || lane.next_turn.is_some_and(|at| at <= now);
+        lane.describe_begin();
         let commands = lane.pipeline.mailbox.take();
         lane.receive(commands);
     }
@@ -101,9 +104,11 @@ pub(super) struct Committer {
     /// The same, while records wait for it.
     pub(super) swap_after: Option<Instant>,
     /// When the next turn is due without a command, as found before the last sleep.
-    next_turn: Option<Instant>,
+    pub(super) next_turn: Option<Instant>,
     /// Whether the lane gets a turn now.
-    is_due: bool,
+    pub(super) is_due: bool,
+    /// When the lane was last described on the status page, and what made that due.
+    pub(super) described: Described,
     /// Number of callers that waited for the last sync.
     gathered: usize,
     /// The last turn answered a caller that awaited a receipt.
@@ -129,6 +134,7 @@ impl Committer {
             swap_after: None,
             next_turn: None,
             is_due: true,
+            described: Described::default(),
             gathered: 0,
             answered: false,
             commands: Commands::default(),

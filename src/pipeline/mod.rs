@@ -54,6 +54,7 @@ pub(crate) mod advice;
 mod bounds;
 mod committer;
 mod dead_letters;
+mod description;
 mod flags;
 #[cfg(test)]
 mod flags_tests;

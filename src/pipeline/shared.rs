@@ -55,9 +55,10 @@ pub(crate) struct Pipeline {
     pub(super) remote_flags: Arc<RemoteFlags>,
     /// The loader of definitions, if the program configured a source.
     pub(super) definitions: Option<Arc<Loader>>,
-    /// Whether delivery failed when its pace was last published.
-    #[cfg(feature = "metrics")]
+    /// Whether delivery failed when its pace last changed.
     pub(super) was_failing: AtomicBool,
+    /// Its pace has changed since the status page was last written.
+    pub(super) has_pace_changed: AtomicBool,
     /// What the queue is stored on, as found when it was opened.
     pub(super) medium: QueueMedium,
     /// Why the queue is lost at the end of the process, if it is.
@@ -80,6 +81,8 @@ pub(crate) struct Pipeline {
     /// The totals at the time of the first shutdown request.
     pub(super) before_stop: OnceLock<Totals>,
     pub(super) finished: OnceLock<ShutdownReport>,
+    /// The client's counts of dropped events, in the lane that has them on its status page.
+    pub(super) drop_counts: OnceLock<Box<dyn Fn() -> Vec<u64> + Send + Sync>>,
     /// Called when crash reports of an orphan were moved to this shard.
     pub(super) reports_adopted: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
@@ -127,6 +130,11 @@ impl Pipeline {
     #[inline]
     pub(crate) fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Has the committer copy the client's counts of dropped events to the status page when it describes the lane.
+    pub(crate) fn count_drops_by(&self, counts: impl Fn() -> Vec<u64> + Send + Sync + 'static) {
+        let _ = self.drop_counts.set(Box::new(counts));
     }
 
     /// Copies the caller's counts of dropped events to the status page.

@@ -187,6 +187,7 @@ impl Committer {
         };
         pipeline.orphans.end();
         pipeline.abandon_adopted();
+        self.describe_end();
         self.close_shard();
         lock(&pipeline.unsynced_since).take();
         pipeline.receipts.close();

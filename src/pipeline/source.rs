@@ -161,14 +161,12 @@ impl Source for Pipeline {
         if phase != Phase::Idle {
             self.leases.note_attempt();
         }
-        // An outage is published when it begins and ends, and not with the next captured event.
-        #[cfg(feature = "metrics")]
-        {
-            let fails = !matches!(phase, Phase::Idle | Phase::Sending);
-            let failed = self.was_failing.swap(fails, Ordering::Relaxed);
-            if fails || failed {
-                self.mailbox.wake();
-            }
+        // An outage is on the status page and in metrics when it begins and ends, and not with the next captured event.
+        let fails = !matches!(phase, Phase::Idle | Phase::Sending);
+        let failed = self.was_failing.swap(fails, Ordering::Relaxed);
+        self.has_pace_changed.store(true, Ordering::Release);
+        if fails || failed {
+            self.mailbox.wake();
         }
         // Only the time of the next attempt concerns the next process: to commit each change would cost too much.
         if self.leases.note_next_attempt(next_attempt) {

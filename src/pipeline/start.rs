@@ -282,8 +282,8 @@ fn assemble(
         delivery: OnceLock::new(),
         threads,
         network,
-        #[cfg(feature = "metrics")]
         was_failing: AtomicBool::new(false),
+        has_pace_changed: AtomicBool::new(false),
         medium,
         in_memory: OnceLock::new(),
         problem: Mutex::new(None),
@@ -297,6 +297,7 @@ fn assemble(
         ai_left_behind,
         before_stop: OnceLock::new(),
         finished: OnceLock::new(),
+        drop_counts: OnceLock::new(),
         reports_adopted: OnceLock::new(),
         options,
     });

@@ -85,7 +85,7 @@ impl Pipeline {
     }
 
     /// Why ordinary events are dropped at the moment.
-    fn rejecting(&self) -> Option<DropReason> {
+    pub(super) fn rejecting(&self) -> Option<DropReason> {
         let is_lost = || self.shard.is_lost().then_some(DropReason::Storage);
         let is_full = || self.is_journal_full().then_some(DropReason::JournalFull);
         let is_held = || self.held.load(Ordering::SeqCst).then_some(DropReason::OptedOut);
@@ -104,7 +104,7 @@ impl Pipeline {
     }
 
     /// What the queue is stored on: the medium of its directory, unless it is in memory.
-    fn medium(&self) -> QueueMedium {
+    pub(super) fn medium(&self) -> QueueMedium {
         if self.medium != QueueMedium::ProcessMemory && self.shard.is_volatile() {
             QueueMedium::DeletedFiles
         } else {
@@ -131,7 +131,7 @@ impl Pipeline {
         ledger.queued_events.saturating_add(in_journal).saturating_add(adopted)
     }
 
-    fn storage(&self) -> StorageMode {
+    pub(super) fn storage(&self) -> StorageMode {
         let low_space = || self.low_disk_space().map(|diagnostic| diagnostic.to_string());
         match (self.current_problem().or_else(low_space), self.shard.is_volatile(), self.mailbox.is_stopping()) {
             (_, _, true) => StorageMode::Closed,

@@ -43,6 +43,7 @@ pub(crate) mod frame;
 pub(crate) mod journal;
 mod leases;
 mod owner_page;
+mod owner_words;
 mod ownership;
 #[cfg(feature = "inspect")]
 mod reader;
@@ -77,11 +78,14 @@ pub(crate) use error::{QueueError, StoreError};
 pub(crate) use evict::{EvictUntil, EvictionCursor};
 pub(crate) use leases::{Ack, ChunkRef, Lease, Leases, OWN, Rows, Totals};
 pub(crate) use owner_page::OwnerPage;
+pub(crate) use owner_words::{NUMBERS as OWNER_NUMBERS, OwnerWords};
 pub(crate) use ownership::{Ownership, holds_idle_files};
 #[cfg(feature = "inspect")]
 pub(crate) use reader::{Found, Reader, copy};
 pub(crate) use recovery::{Finding, Opened};
 pub(crate) use run::{Heartbeat, RunRecord, task_id};
+#[cfg(feature = "inspect")]
+pub(crate) use status_page::PageContent;
 pub(crate) use status_page::{OpeningMark, Predecessor};
 pub(crate) use store::Project;
 #[cfg(feature = "inspect")]
@@ -144,9 +148,15 @@ pub(crate) fn project_of(disk: &Disk, shard_dir: &Path) -> Option<Project> {
     store::RowReader::open(disk, shard_dir).ok()?.project().cloned()
 }
 
+/// What the shard's status page says. `None` if there is none, or if it is damaged or of another version.
+#[cfg(feature = "inspect")]
+pub(crate) fn page(disk: &Disk, shard_dir: &Path) -> io::Result<Option<PageContent>> {
+    StatusPage::content(disk, shard_dir)
+}
+
 /// The version of the shard's status page, if a newer version of this library wrote it.
 #[cfg(feature = "inspect")]
-fn newer_version(disk: &Disk, shard_dir: &Path) -> io::Result<Option<u64>> {
+pub(crate) fn newer_version(disk: &Disk, shard_dir: &Path) -> io::Result<Option<u64>> {
     StatusPage::newer_version(disk, &shard_dir.join(StatusPage::FILE))
 }
 

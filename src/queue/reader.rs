@@ -112,6 +112,11 @@ impl Reader {
         &self.dir
     }
 
+    /// Whether there is a file of a store.
+    pub(crate) fn has_store(&self) -> bool {
+        self.rows.exists()
+    }
+
     /// The rounds of the journal that are not in the store, the oldest first.
     pub(crate) fn rounds(&self) -> impl Iterator<Item = Round> + '_ {
         let stored = self.state().map_or(0, |state| state.epoch);

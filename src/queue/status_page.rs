@@ -19,6 +19,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::owner_page::OwnerPage;
+#[cfg(any(test, feature = "inspect"))]
+use super::owner_words::OwnerWords;
 use super::run::RunRecord;
 use super::store::Ledger;
 use crate::sys::clock::WallNanos;
@@ -80,6 +82,18 @@ pub(crate) struct Predecessor {
     pub(crate) active_at: WallNanos,
     /// The last run of an owner that had the queue as its own.
     pub(crate) run: Option<RunRecord>,
+}
+
+/// What a page says to a process that does not own the shard.
+#[cfg(any(test, feature = "inspect"))]
+#[derive(Clone, Debug)]
+pub(crate) struct PageContent {
+    /// The last owner, which may be alive.
+    pub(crate) last: Predecessor,
+    /// The counters of the caller.
+    pub(crate) counters: Vec<u64>,
+    /// What the last owner says of itself.
+    pub(crate) owner: Option<OwnerWords>,
 }
 
 impl Predecessor {
@@ -191,6 +205,26 @@ impl StatusPage {
         let file = disk.open(&shard_dir.join(Self::FILE), Open::ReadOnly).ok()?;
         let found = Self::of_words(copy_of(&file).ok()?).predecessor(disk.boot_id());
         found.existed.then_some(found)
+    }
+
+    /// Reads the page of any shard. `None` if there is none, or if it is not a status page of this version.
+    #[cfg(any(test, feature = "inspect"))]
+    pub(crate) fn content(disk: &Disk, shard_dir: &Path) -> io::Result<Option<PageContent>> {
+        let path = shard_dir.join(Self::FILE);
+        if !disk.exists(&path)? {
+            return Ok(None);
+        }
+        let page = match copy_of(&disk.open(&path, Open::ReadOnly)?) {
+            Ok(words) => Self::of_words(words),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let last = page.predecessor(disk.boot_id());
+        let counter =
+            |reason| page.word(Word::Counters as usize + reason).map_or(0, |word| word.load(Ordering::Relaxed));
+        let counters = (0..REASONS_MAX).map(counter).collect();
+        let owner = page.owner_words();
+        Ok(last.existed.then_some(PageContent { last, counters, owner }))
     }
 
     /// Whether the page at `path` still names this owner as the last. An owner that takes the queue over makes a page

@@ -263,7 +263,7 @@ impl Stats {
     }
 
     /// The problems of one lane.
-    fn problems(&self, lane: &'static str) -> Vec<HealthProblem> {
+    pub(crate) fn problems(&self, lane: &'static str) -> Vec<HealthProblem> {
         let problem = |cause, detail: String| HealthProblem { cause, lane, detail };
         // Without a queue there is nothing else to judge.
         match (&self.storage, self.rejecting) {

@@ -299,16 +299,26 @@ impl Stats {
     pub fn to_prometheus(&self) -> String {
         let mut text = String::with_capacity(16 * 1024);
         for family in FAMILIES {
-            let kind = if family.kind == Kind::Counter { "counter" } else { "gauge" };
-            // Writing to a `String` does not fail.
-            let _ = writeln!(text, "# HELP {} {}", family.name, escaped(family.help, false));
-            let _ = writeln!(text, "# TYPE {} {kind}", family.name);
+            write_head(&mut text, family.name, family.kind, family.help);
             for (labels, value) in family.series(self) {
-                let _ = writeln!(text, "{}{} {value}", family.name, braced(&labels));
+                write_sample(&mut text, family.name, &labels, value);
             }
         }
         text
     }
+}
+
+/// Begins a family: what follows are its samples.
+pub(crate) fn write_head(text: &mut String, name: &str, kind: Kind, help: &str) {
+    let kind = if kind == Kind::Counter { "counter" } else { "gauge" };
+    // Writing to a `String` does not fail.
+    let _ = writeln!(text, "# HELP {name} {}", escaped(help, false));
+    let _ = writeln!(text, "# TYPE {name} {kind}");
+}
+
+/// Writes one sample of the family that was begun last.
+pub(crate) fn write_sample(text: &mut String, name: &str, labels: &[(&str, &str)], value: f64) {
+    let _ = writeln!(text, "{name}{} {value}", braced(labels));
 }
 
 fn braced(labels: &[(&str, &str)]) -> String {
@@ -335,4 +345,4 @@ fn escaped(text: &str, is_label: bool) -> String {
 
 #[cfg(test)]
 #[path = "prometheus_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -7,15 +7,15 @@ use crate::report::stats::fixtures::{with_ai, working};
 
 /// A sample as a strict parser reads it.
 #[derive(Debug, PartialEq)]
-struct Parsed {
-    name: String,
-    labels: Vec<(String, String)>,
-    value: f64,
+pub(crate) struct Parsed {
+    pub(crate) name: String,
+    pub(crate) labels: Vec<(String, String)>,
+    pub(crate) value: f64,
 }
 
 /// Reads the text format by its grammar, and fails on anything else: `HELP` and `TYPE` before the samples of each
 /// family, families in one piece, names of the allowed characters, labels in quotation marks with known escapes only.
-fn parse(text: &str) -> Vec<(String, String, Vec<Parsed>)> {
+pub(crate) fn parse(text: &str) -> Vec<(String, String, Vec<Parsed>)> {
     assert!(text.ends_with('\n'), "the last line ends");
     let is_name = |name: &str| {
         let mut chars = name.chars();

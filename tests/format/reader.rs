@@ -10,7 +10,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use uuid::Uuid;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// The numbers of the last table of the document, by their names there.
 pub(crate) const NUMBERS: &[(&str, usize)] = &[
@@ -28,6 +28,8 @@ pub(crate) const NUMBERS: &[(&str, usize)] = &[
     ("dead row head", DEAD_HEAD),
     ("status page", 4096),
     ("status format", 1),
+    ("status owner words at", OWNER_WORDS),
+    ("status texts at", TEXTS),
 ];
 
 const HEADER: usize = 4096;
@@ -35,6 +37,8 @@ const FRAME_HEAD: usize = 24;
 const BODY_HEAD: usize = 36;
 const CHUNK_HEAD: usize = 40;
 const DEAD_HEAD: usize = 26;
+const OWNER_WORDS: usize = 128;
+const TEXTS: usize = 160;
 
 /// One record with the fields of its frame.
 #[derive(Debug)]
@@ -102,6 +106,29 @@ pub(crate) fn status(path: &Path) -> Vec<u64> {
     assert_eq!(bytes.len(), 4096);
     assert_eq!(bytes[..8], *b"\x89PHS\r\n\x1a\n");
     (0..512).map(|word| u64_at(&bytes, word * 8)).collect()
+}
+
+/// What the last owner says of itself on a status page: the numbers from word 129 on, and the texts.
+#[derive(Debug)]
+pub(crate) struct OwnerWords {
+    pub numbers: Vec<u64>,
+    pub texts: Vec<String>,
+}
+
+/// `None` if the last owner has written none.
+pub(crate) fn owner_words(words: &[u64]) -> Option<OwnerWords> {
+    let started_at = words[3];
+    if words[OWNER_WORDS] != started_at {
+        return None;
+    }
+    let text = |at: usize| {
+        let len = words[at] as usize;
+        let bytes: Vec<u8> = words[at + 2..].iter().flat_map(|word| word.to_le_bytes()).take(len).collect();
+        assert_eq!(words[at + 1], xxh3_64_with_seed(&bytes, started_at).max(1), "text at {at}");
+        String::from_utf8(bytes).unwrap()
+    };
+    let numbers = words[OWNER_WORDS + 1..TEXTS].to_vec();
+    Some(OwnerWords { numbers, texts: vec![text(TEXTS), text(176), text(212)] })
 }
 
 pub(crate) fn store(path: &Path) -> Store {

@@ -38,6 +38,7 @@ mod tool_prove;
 mod tool_move;
 mod tool_fix;
 mod tool_forget;
+mod tool_status;
 mod v1;
 mod waiting;
 mod wire;

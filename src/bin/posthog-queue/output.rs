@@ -79,17 +79,27 @@ impl Output {
 
     /// Writes rows under headings, fit for 80 columns.
     pub(crate) fn table(&mut self, headings: &[&str], rows: Vec<Vec<String>>) -> Result<(), Failure> {
+        for line in Self::table_lines(headings, rows) {
+            self.line(line)?;
+        }
+        Ok(())
+    }
+
+    /// The lines of a table.
+    pub(crate) fn table_lines(headings: &[&str], rows: Vec<Vec<String>>) -> Vec<String> {
         let mut table = Table::new();
         table.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH);
         if !headings.is_empty() {
             table.set_header(headings);
         }
         table.add_rows(rows);
-        for line in table.lines() {
-            // Spaces at the end of a line would only make copied text wider.
-            self.line(line.trim_end())?;
-        }
-        Ok(())
+        // Spaces at the end of a line would only make copied text wider.
+        table.lines().map(|line| line.trim_end().to_owned()).collect()
+    }
+
+    /// Writes text as it is, without the end of a line.
+    pub(crate) fn raw(&mut self, text: &str) -> Result<(), Failure> {
+        Ok(self.out.write_all(text.as_bytes())?)
     }
 
     /// The text in the colour of its meaning, on a terminal only.
@@ -164,6 +174,32 @@ impl Output {
     pub(crate) fn finish(&mut self) -> Result<(), Failure> {
         self.flush()
     }
+}
+
+/// The lines of a text of at most 80 columns, the first indented by `first` and the others by `others`. A word that is
+/// longer, a path for example, stays whole, so that it can be copied.
+pub(crate) fn wrapped(text: &str, first: usize, others: usize) -> Vec<String> {
+    let (mut lines, mut line) = (Vec::new(), " ".repeat(first));
+    let mut is_empty = true;
+    // The beginning of a text may be a label with its own spaces.
+    let label = text.len() - text.trim_start().len();
+    line.push_str(text.get(..label).unwrap_or_default());
+    for word in text.split_inclusive(' ') {
+        if word.trim().is_empty() {
+            if !is_empty {
+                line.push_str(word);
+            }
+            continue;
+        }
+        if !is_empty && line.chars().count() + word.trim_end().chars().count() > usize::from(WIDTH) {
+            lines.push(line.trim_end().to_owned());
+            line = " ".repeat(others);
+        }
+        line.push_str(word);
+        is_empty = false;
+    }
+    lines.push(line.trim_end().to_owned());
+    lines
 }
 
 /// What a progress bar counts.

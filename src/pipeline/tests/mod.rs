@@ -6,6 +6,8 @@ mod ages;
 mod bounds;
 mod dead;
 mod definitions;
+#[cfg(feature = "inspect")]
+mod description;
 mod flushes;
 mod health;
 mod lanes;

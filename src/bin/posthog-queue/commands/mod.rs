@@ -15,8 +15,10 @@ mod show;
 mod dead;
 mod forget;
 mod repair;
+mod metrics;
 mod status;
 mod verify;
+mod status_text;
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -48,12 +50,15 @@ pub(crate) enum Command {
     Dead(dead::Args),
     /// Removes a person from the queues
     Forget(forget::Args),
+    /// Writes metrics of the queues for Prometheus
+    Metrics(metrics::Args),
 }
 
 impl Command {
     pub(crate) fn run(self, output: &mut Output) -> Result<Verdict, Failure> {
         match self {
-            Command::Status(args) => status::run(args, output),
+            Command::Status(args) => status::run(&args, output),
+            Command::Metrics(args) => metrics::run(&args, output),
             Command::Prove(args) => prove::run(args, output),
             Command::Crash(args) => crash::run(args, output),
             Command::ProveVictim(args) => prove::run_victim(&args),
