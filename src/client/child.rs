@@ -85,6 +85,8 @@ impl Shared {
         let diagnostics = Arc::new(self.diagnostics.for_child());
         let flags = self.flags.for_child(options.clock.clone());
         let child = Client::start(Some(options), self.settings.clone(), (rules, flags), diagnostics, Some(parent))?;
+        // The child inherits the ring: its exceptions have the breadcrumbs from before the fork, too.
+        child.shared.keeps_breadcrumbs.store(self.keeps_breadcrumbs.load(Ordering::Relaxed), Ordering::Relaxed);
         if self.is_armed.load(Ordering::SeqCst)
             && let Err(error) = child.shared.arm_process_wide()
         {

@@ -121,15 +121,16 @@ impl Client {
     /// Adds a breadcrumb: a short text about what the program does. The last 30 of them, oldest first, each with its
     /// time, are
     ///
-    /// - in the report of a panic or a fatal signal, as `$exception_steps`, together with the names of the events that
-    ///   this client captured while [`install_panic_hook`](crate::install_panic_hook) or a crash handler was installed;
+    /// - in the report of a panic or a fatal signal and in the exceptions of this client, as `$exception_steps`, together
+    ///   with the names of the events that it captured while [`install_panic_hook`](crate::install_panic_hook) or a crash
+    ///   handler was installed;
     /// - in [`PreviousRun::breadcrumbs`](crate::crashes::PreviousRun::breadcrumbs) at the next start, however this
     ///   process ended, also after SIGKILL.
     ///
     /// Works with the client of [`init`](crate::init); with other clients, and after [`opt_out`](Client::opt_out), it
     /// does nothing. At most 224 bytes of the text are kept. Takes some nanoseconds: no allocation, no lock, no system
     /// call. The texts are in a mapped file beside the queue, which only its owner may read, and leave the machine only
-    /// with the report or with the event of [`Config::report_previous_run`](crate::Config::report_previous_run), which
+    /// with these or with the event of [`Config::report_previous_run`](crate::Config::report_previous_run), which
     /// [`Config::before_send`](crate::Config::before_send) receives. In a forked child, and where the library does not
     /// map files (file systems other than ext2/3/4 and tmpfs, so network file systems, too), they are in memory only,
     /// and a SIGKILL loses them.
@@ -150,11 +151,6 @@ impl Client {
     pub(crate) fn keeps_breadcrumbs(&self) -> bool {
         self.shared.keeps_breadcrumbs.load(Ordering::Relaxed) && !self.shared.rules.is_opted_out()
     }
-
-    /// The newest breadcrumbs as the value of `$exception_steps`.
-    pub(crate) fn recent_steps(&self) -> Vec<serde_json::Value> {
-        if self.keeps_breadcrumbs() { steps(&crash::recent_breadcrumbs()) } else { Vec::new() }
-    }
 }
 
 impl Shared {
@@ -166,6 +162,12 @@ impl Shared {
             self.diagnostics.record(Diagnostic::InputIgnored { what: why });
         }
         self.keeps_breadcrumbs.store(true, Ordering::Relaxed);
+    }
+
+    /// The newest breadcrumbs as the value of `$exception_steps`, if this client keeps them.
+    pub(super) fn recent_steps(&self) -> Option<Vec<serde_json::Value>> {
+        let steps = self.keeps_breadcrumbs.load(Ordering::Relaxed).then(|| steps(&crash::recent_breadcrumbs()))?;
+        Some(steps).filter(|steps| !steps.is_empty())
     }
 
     fn leave_breadcrumb(&self, text: &str) {

@@ -13,6 +13,7 @@ use super::exception_limit::{MISSED_BEFORE, key_of};
 use super::receipt::{Outcome, Receipt};
 use super::{Client, Shared};
 use crate::config::TraceContext;
+use crate::context;
 use crate::crash::{Edge, Modules, trace};
 use crate::event::Event;
 #[cfg(feature = "anyhow")]
@@ -86,8 +87,9 @@ impl Client {
     /// every ten seconds ([`Config::exception_rate_limit`](crate::Config::exception_rate_limit)).
     ///
     /// The exception belongs to the distinct id of the current [`Context`](crate::Context); without one it belongs to
-    /// nobody, and PostHog creates no person. Follows PostHog's specifications `capture-exception` and
-    /// `exception-event-metadata`.
+    /// nobody, and PostHog creates no person. One of the process-wide client has the newest
+    /// [breadcrumbs](Self::breadcrumb) as `$exception_steps`, unless the options have that property. Follows PostHog's
+    /// specifications `capture-exception`, `exception-event-metadata` and `exception-steps`.
     ///
     /// ```
     /// # let client = posthog::Client::new(posthog::Config::disabled()).unwrap();
@@ -127,6 +129,9 @@ impl Client {
     /// As [`capture_exception`](Self::capture_exception), for an anyhow error: with all its contexts, and the stack
     /// that it captured itself, if any (`RUST_BACKTRACE=1`). That stack is available only as text, so its names are
     /// looked up during this call, which takes about 100 ms the first time in a large program.
+    ///
+    /// The type of the exception is that of the outermost error. A text added with `anyhow::Context::context` has no type,
+    /// nor has `anyhow!(..)`: the type is then `Error`, and PostHog groups by the stack.
     #[cfg(feature = "anyhow")]
     #[cfg_attr(docsrs, doc(cfg(feature = "anyhow")))]
     #[inline(never)]
@@ -206,6 +211,11 @@ impl Shared {
         site: Site,
         error: &dyn Unread,
     ) -> Receipt {
+        if options.is_failure()
+            && let Some(context) = context::current()
+        {
+            context.note_exception();
+        }
         let limit = &self.exception_limit;
         if limit.is_off() {
             return self.take_exception(pipeline, options, site.edge, error, 0);
@@ -230,7 +240,8 @@ impl Shared {
             None => {
                 let reason = DropReason::RateLimited;
                 self.count(reason);
-                let detail = || limit.explain(&kind, site.caller);
+                let has_stack = options.call_stack.is_some();
+                let detail = || limit.explain(&kind, options.rate_limit_key.as_deref(), has_stack, site.caller);
                 self.diagnostics.record_drop(reason, EXCEPTION, detail, clock.wall_nanos());
                 Receipt::dropped(reason)
             }
@@ -269,6 +280,11 @@ impl Shared {
         if missed > 0 {
             event.set_prop(MISSED_BEFORE, missed);
         }
+        if !event.has(STEPS)
+            && let Some(steps) = self.recent_steps()
+        {
+            event.set_prop(STEPS, steps);
+        }
         self.add_trace(&mut event);
         self.capture(pipeline, event)
     }
@@ -298,6 +314,8 @@ const ORIGIN_FRAMES: usize = 8;
 /// By these PostHog links an exception to the logs and spans of a trace.
 const TRACE_ID: &str = "$trace_id";
 const SPAN_ID: &str = "$span_id";
+/// The breadcrumbs, oldest first.
+const STEPS: &str = "$exception_steps";
 /// The name of the event.
 const EXCEPTION: &str = "$exception";
 

@@ -72,13 +72,17 @@ impl ExceptionLimit {
     }
 
     /// The reason of a drop, for an operator.
-    pub(super) fn explain(&self, kind: &str, place: &Location<'_>) -> String {
+    pub(super) fn explain(&self, kind: &str, key: Option<&str>, has_stack: bool, place: &Location<'_>) -> String {
         let Self { burst, refill, .. } = self;
+        let bucket = match key {
+            // Also of a log line, whose place is no call.
+            Some(key) => format!("under the key {key}"),
+            None if has_stack => format!("at {}:{} with the same call stack", place.file(), place.line()),
+            None => format!("at {}:{}", place.file(), place.line()),
+        };
         format!(
-            "more than {burst} of type {kind} were captured at {}:{}; one more is sent every {refill:?}, with the number \
-             of those dropped before it ({MISSED_BEFORE}); see Config::exception_rate_limit",
-            place.file(),
-            place.line()
+            "more than {burst} of type {kind} were captured {bucket}; one more is sent every {refill:?}, with the number \
+             of those dropped before it ({MISSED_BEFORE}); see Config::exception_rate_limit"
         )
     }
 }
@@ -173,6 +177,19 @@ mod tests {
         limit.give_back(1, 4);
         limit.give_back(2, 4);
         assert_eq!(passes(&limit, 1, now + 2 * SECOND, 1), [4]);
+    }
+
+    #[test]
+    fn the_reason_of_a_drop_names_what_makes_the_bucket() {
+        let (limit, here) = (ExceptionLimit::new((10, 10 * SECOND)), Location::caller());
+        let begins = |text: String, bucket: &str| {
+            let expected = format!("more than 10 of type io::Error were captured {bucket}; one more is sent every 10s");
+            assert!(text.starts_with(&expected), "{text}");
+        };
+        let at = format!("at {}:{}", here.file(), here.line());
+        begins(limit.explain("io::Error", None, false, here), &at);
+        begins(limit.explain("io::Error", None, true, here), &format!("{at} with the same call stack"));
+        begins(limit.explain("io::Error", Some("src/main.rs:7"), true, here), "under the key src/main.rs:7");
     }
 
     #[test]

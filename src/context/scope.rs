@@ -50,6 +50,9 @@ struct State {
     properties: Pairs,
     fresh: bool,
     problems: Option<Arc<Problems>>,
+    /// Whether an exception of level error or fatal was captured in this context or one inside of it, where somebody
+    /// asks: shared by all copies.
+    has_exception: Option<Arc<AtomicBool>>,
 }
 
 /// Descriptions of values that could not be used.
@@ -148,7 +151,30 @@ impl Context {
         if self.state.problems.is_some() {
             state.problems.clone_from(&self.state.problems);
         }
+        if self.state.has_exception.is_some() {
+            state.has_exception.clone_from(&self.state.has_exception);
+        }
         inner
+    }
+
+    /// This context, which notes from now on that an exception was captured in it.
+    #[cfg(feature = "tower")]
+    pub(crate) fn noting_exceptions(mut self) -> Self {
+        self.change().has_exception = Some(Arc::default());
+        self
+    }
+
+    /// Whether an exception of level error or fatal was captured, as far as the context notes that.
+    #[cfg(feature = "tower")]
+    pub(crate) fn has_exception(&self) -> bool {
+        self.state.has_exception.as_ref().is_some_and(|noted| noted.load(Ordering::Relaxed))
+    }
+
+    /// Notes that an exception of level error or fatal is captured. One store; also called by the panic hook.
+    pub(crate) fn note_exception(&self) {
+        if let Some(noted) = &self.state.has_exception {
+            noted.store(true, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn known_session_id(&self) -> Option<String> {

@@ -173,6 +173,7 @@ fn compose<'a>(
 /// Appends the identity and request of the thread's current context, which events of this thread would have too.
 fn append_context(writer: &mut Writer<'_>) {
     context::with_current(|current| {
+        current.note_exception();
         let texts = [
             (Tag::DistinctId, current.known_distinct_id()),
             (Tag::SessionId, current.known_text(context::SESSION_ID)),

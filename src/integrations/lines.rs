@@ -46,6 +46,12 @@ pub(super) fn is_ours(target: &str) -> bool {
     target.strip_prefix("posthog").is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
+/// Whether a package logs an error there that its cause has reported already, as an exception, a panic or a failed
+/// response.
+pub(super) fn repeats_a_failure(target: &str) -> bool {
+    matches!(target, "tower_http::trace::on_failure" | "tower_http::catch_panic")
+}
+
 /// Whether lines of this thread are ignored now: the thread is the library's, or the line was logged by code that is
 /// called for another line.
 #[inline]
@@ -187,15 +193,11 @@ impl Line<'_> {
         map
     }
 
-    /// The options of an exception for this line, with the breadcrumbs before it.
-    pub(super) fn options(&self, client: &Client, source: &str) -> ExceptionOptions {
+    /// The options of an exception for this line.
+    pub(super) fn options(&self, source: &str) -> ExceptionOptions {
         let options = ExceptionOptions::new().level(self.place.level).mechanism("logger").source(source);
         let place = format!("{}:{}", self.place.file.unwrap_or(self.place.target), self.place.line.unwrap_or(0));
-        let options = options.props(self.properties()).rate_limit_key(place);
-        match client.recent_steps() {
-            steps if steps.is_empty() => options,
-            steps => options.prop("$exception_steps", steps),
-        }
+        options.props(self.properties()).rate_limit_key(place)
     }
 
     /// The type of the exception of a line without an error: PostHog groups by type and stack, so this is the target,
@@ -282,6 +284,22 @@ impl BreadcrumbText {
             let _ = self.write_str(part);
         }
         let _ = self.write_fmt(value);
+    }
+
+    /// Appends the fields of a span that was open, as ` name{field=value ...}`.
+    #[cfg(feature = "tracing")]
+    pub(super) fn fields_of_span(&mut self, name: &str, fields: &Fields) {
+        if self.is_full {
+            return;
+        }
+        for part in [" ", name, "{"] {
+            let _ = self.write_str(part);
+        }
+        for (nth, (name, value)) in fields.entries.iter().enumerate() {
+            let space = if nth > 0 { " " } else { "" };
+            let _ = self.write_fmt(format_args!("{space}{name}={}", shown(value)));
+        }
+        let _ = self.write_str("}");
     }
 
     fn as_str(&self) -> &str {

@@ -26,11 +26,13 @@
 //!
 //! | level | becomes |
 //! |---|---|
-//! | error | an exception |
+//! | error | an exception; a breadcrumb if its target is `tower_http::trace::on_failure` or `tower_http::catch_panic` |
 //! | warn, info | a breadcrumb, if the client is the process-wide one |
 //! | debug, trace | nothing |
 //!
-//! [`Logger::event_filter`] decides otherwise. An exception has the target of the record as its type, the message as its
+//! The two targets are those of tower-http, which repeat a failure that is reported already: an error that was captured,
+//! a panic, a failed response. [`Logger::event_filter`] decides otherwise; [`default_action`] is the table above. An
+//! exception has the target of the record as its type, the message as its
 //! message, the stack of the line, the key-value pairs of the record as properties, and the properties `log_message`,
 //! `log_level`, `log_target`, `log_module`, `log_file`, `log_line` and `$exception_steps`, which are described for the
 //! layer of the feature `tracing`. At most 64 pairs and 16 KiB are kept.
@@ -47,7 +49,9 @@ use ::log::kv::{self, Key, VisitSource, VisitValue};
 use ::log::{Level as LogLevel, Log, Metadata, Record};
 
 pub use super::lines::EventAction;
-use super::lines::{BreadcrumbText, Destination, Fields, LINE_FIELDS, Line, Place, is_ours, is_refused, message_of};
+use super::lines::{
+    BreadcrumbText, Destination, Fields, LINE_FIELDS, Line, Place, is_ours, is_refused, message_of, repeats_a_failure,
+};
 use crate::client::{Client, Site};
 use crate::crash::Edge;
 use crate::event::exception::Level;
@@ -81,12 +85,11 @@ impl<L: Log> Logger<L> {
     ///
     /// ```
     /// # fn wrap<L: log::Log>(inner: L) -> posthog::integrations::log::Logger<L> {
-    /// use posthog::integrations::log::{EventAction, Logger};
+    /// use posthog::integrations::log::{EventAction, Logger, default_action};
     ///
     /// Logger::new(inner).event_filter(|metadata| match metadata.level() {
-    ///     log::Level::Error if metadata.target().starts_with("my_app") => EventAction::Exception,
-    ///     log::Level::Error | log::Level::Warn => EventAction::Breadcrumb,
-    ///     _ => EventAction::Ignore,
+    ///     log::Level::Error if metadata.target() == "noisy_package" => EventAction::Breadcrumb,
+    ///     _ => default_action(metadata),
     /// })
     /// # }
     /// ```
@@ -105,12 +108,18 @@ impl<L: Log> Logger<L> {
             Some(filter) => {
                 reentry::calling_out(|| reentry::caught(|| filter(metadata))).unwrap_or(EventAction::Ignore)
             }
-            None => match metadata.level() {
-                LogLevel::Error => EventAction::Exception,
-                LogLevel::Warn | LogLevel::Info => EventAction::Breadcrumb,
-                _ => EventAction::Ignore,
-            },
+            None => default_action(metadata),
         }
+    }
+}
+
+/// What becomes of a record unless [`Logger::event_filter`] says otherwise: the table of the [module](self).
+pub fn default_action(metadata: &Metadata<'_>) -> EventAction {
+    match metadata.level() {
+        LogLevel::Error if repeats_a_failure(metadata.target()) => EventAction::Breadcrumb,
+        LogLevel::Error => EventAction::Exception,
+        LogLevel::Warn | LogLevel::Info => EventAction::Breadcrumb,
+        _ => EventAction::Ignore,
     }
 }
 
@@ -172,7 +181,7 @@ fn capture(client: &Client, record: &Record<'_>, action: EventAction, edge: Edge
     if action == EventAction::Event {
         client.capture(line.event());
     } else {
-        client.take_exception(line.options(client, SOURCE), Site::of_line(edge), &line);
+        client.take_exception(line.options(SOURCE), Site::of_line(edge), &line);
     }
 }
 

@@ -18,6 +18,8 @@ pub use server_errors::{Reported, ServerErrorFuture, ServerErrorLayer, ServerErr
 /// while the request is served get them. The response is not changed. Queries of URLs are not sent unless
 /// [`query`](Self::query) says so.
 ///
+/// Add it last in axum, where the last layer is the outermost: layers and handlers inside of it have the context.
+///
 /// The ids are those of the sender and not verified; an application that knows the user replaces them with
 /// [`Context::update`]. A task that continues after the response has no context unless it is given one
 /// ([`Context::current`], [`Context::scope`]).
@@ -83,7 +85,7 @@ impl<S: Service<Request<B>>, B> Service<Request<B>> for RequestContext<S> {
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (method, url) = (request.method().as_str(), url_of(&request));
-        let context = Context::from_request_with(method, &url, request.headers(), &self.query);
+        let context = Context::from_request_with(method, &url, request.headers(), &self.query).noting_exceptions();
         context.enter(|| {
             let response = self.service.call(request);
             // Read after the call, because the service may have changed the context.

@@ -29,14 +29,21 @@
 //!
 //! | level | becomes |
 //! |---|---|
-//! | ERROR | an exception |
+//! | ERROR | an exception; a breadcrumb if its target is `tower_http::trace::on_failure` or `tower_http::catch_panic` |
 //! | WARN, INFO | a breadcrumb, if the client is the process-wide one |
 //! | DEBUG, TRACE | nothing; costs nothing, and its fields are not evaluated for this layer |
 //!
-//! [`LayerBuilder::event_filter`] decides otherwise, by the metadata of an event ([`EventAction`]):
+//! The two targets are those of tower-http's `TraceLayer` ("response failed") and `CatchPanicLayer` ("Service panicked").
+//! They repeat what failed: the error that was captured, the panic of which the panic hook sends the stack, or the
+//! response that `ServerErrorLayer` of the feature `tower` captures. With none of these, have them become exceptions.
+//! An error that the program captures itself is best logged at level WARN, or not at all: as an ERROR it is a second
+//! exception.
+//!
+//! [`LayerBuilder::event_filter`] decides otherwise, by the metadata of an event ([`EventAction`]). [`default_action`]
+//! is the table above:
 //!
 //! ```no_run
-//! use posthog::integrations::tracing::{EventAction, LayerBuilder};
+//! use posthog::integrations::tracing::{EventAction, LayerBuilder, default_action};
 //! use tracing::Level;
 //! use tracing_subscriber::prelude::*;
 //!
@@ -44,9 +51,8 @@
 //!     .event_filter(|metadata| match *metadata.level() {
 //!         // Lines of the target `billing` are events of their own: `tracing::info!(target: "billing", "order paid")`.
 //!         _ if metadata.target() == "billing" => EventAction::Event,
-//!         Level::ERROR if metadata.target().starts_with("my_app") => EventAction::Exception,
-//!         Level::ERROR | Level::WARN => EventAction::Breadcrumb,
-//!         _ => EventAction::Ignore,
+//!         Level::ERROR if metadata.target() == "noisy_package" => EventAction::Breadcrumb,
+//!         _ => default_action(metadata),
 //!     })
 //!     .build();
 //! tracing_subscriber::registry().with(layer).init();
@@ -66,7 +72,7 @@
 //! | `log_level`, `log_target` | `error`, `warning`, `info`, `debug`; the target |
 //! | `log_module`, `log_file`, `log_line` | where the event is in the source |
 //! | `log_spans` | the names of the open spans, outermost first |
-//! | `$exception_steps` | the breadcrumbs before it, if the client is the process-wide one |
+//! | `$exception_steps` | the breadcrumbs before it, if the client is the process-wide one: `LEVEL target: message name=value`, then the fields of the open spans, innermost first, as in ` request{id=7}`, as far as 224 bytes go |
 //!
 //! At most 64 fields and 16 KiB of an event are kept, and of the innermost 16 spans 16 fields and 2 KiB each; longer
 //! texts are cut. A message, a field or a breadcrumb may hold what the program must not send: `before_send` sees it.
@@ -104,6 +110,7 @@ use tracing_subscriber::registry::LookupSpan;
 pub use super::lines::EventAction;
 use super::lines::{
     Bounds, BreadcrumbText, Destination, Fields, LINE_FIELDS, Line, OpenSpan, Place, is_ours, is_refused, message_of,
+    repeats_a_failure,
 };
 use crate::client::{Client, Site};
 use crate::crash::Edge;
@@ -196,6 +203,16 @@ impl Debug for LayerBuilder {
     }
 }
 
+/// What becomes of an event unless [`LayerBuilder::event_filter`] says otherwise: the table of the [module](self).
+pub fn default_action(metadata: &Metadata<'_>) -> EventAction {
+    match *metadata.level() {
+        TracingLevel::ERROR if repeats_a_failure(metadata.target()) => EventAction::Breadcrumb,
+        TracingLevel::ERROR => EventAction::Exception,
+        TracingLevel::WARN | TracingLevel::INFO => EventAction::Breadcrumb,
+        _ => EventAction::Ignore,
+    }
+}
+
 struct Rules {
     action: Option<ActionOf>,
     keeps_span: Option<IsKept>,
@@ -211,11 +228,7 @@ impl Rules {
     fn action(&self, metadata: &Metadata<'_>) -> EventAction {
         match &self.action {
             Some(filter) => called(|| filter(metadata)).unwrap_or(EventAction::Ignore),
-            None => match *metadata.level() {
-                TracingLevel::ERROR => EventAction::Exception,
-                TracingLevel::WARN | TracingLevel::INFO => EventAction::Breadcrumb,
-                _ => EventAction::Ignore,
-            },
+            None => default_action(metadata),
         }
     }
 
@@ -307,7 +320,7 @@ impl<S: Subscriber + for<'span> LookupSpan<'span>> Layer<S> for EventLayer {
         let edge = Edge::above(&here);
         self.destination.with(|client| match self.rules.action(event.metadata()) {
             EventAction::Ignore => {}
-            EventAction::Breadcrumb => add_breadcrumb(client, event),
+            EventAction::Breadcrumb => add_breadcrumb(client, event, &context),
             action => capture(client, event, open_spans(event, &context), action, edge),
         });
     }
@@ -339,11 +352,22 @@ fn open_spans<S: Subscriber + for<'span> LookupSpan<'span>>(
     spans
 }
 
-fn add_breadcrumb(client: &Client, event: &::tracing::Event<'_>) {
+fn add_breadcrumb<S: Subscriber + for<'span> LookupSpan<'span>>(
+    client: &Client,
+    event: &::tracing::Event<'_>,
+    context: &Context<'_, S>,
+) {
     let metadata = event.metadata();
     if metadata.target() != OF_LOG {
         return BreadcrumbText::add_to(client, metadata.level().as_str(), metadata.target(), |text| {
             event.record(&mut BreadcrumbVisitor(text));
+            // All requests share the ring: the fields of the spans tell their breadcrumbs apart. They were formatted when
+            // they were recorded, so no code of the program runs while they are locked.
+            for span in context.event_scope(event).into_iter().flatten().take(SPANS_MOST) {
+                if let Some(SpanFields(fields)) = span.extensions().get::<SpanFields>() {
+                    text.fields_of_span(span.name(), fields);
+                }
+            }
         });
     }
     let mut seen = FieldVisitor::new(LINE_FIELDS, false);
@@ -375,13 +399,13 @@ fn capture(client: &Client, event: &::tracing::Event<'_>, spans: Vec<OpenSpan>, 
     if action == EventAction::Event {
         client.capture(line.event());
     } else if has_error {
-        let options = line.options(client, SOURCE);
+        let options = line.options(SOURCE);
         // The error can be reached during the visit only.
         event.record(&mut ErrorVisitor(Some(|error: &(dyn Error + 'static)| {
             client.take_exception(options, Site::of_line(edge), &error);
         })));
     } else {
-        client.take_exception(line.options(client, SOURCE), Site::of_line(edge), &line);
+        client.take_exception(line.options(SOURCE), Site::of_line(edge), &line);
     }
 }
 

@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::body::{Entries, Flags, LIB_NAME, View};
 use super::msgpack::{Malformed, NUMBER_EXT, Reader, Token, is_number, text};
 use super::stack::{IMAGES_EXT, Image, STACK_EXT, Stack, decode_images};
-use super::symbols::{NoSymbols, Symbol, Symbols, is_panic_machinery, module_of};
+use super::symbols::{NoSymbols, Symbol, Symbols, converting_frames, is_panic_machinery, module_of};
 
 /// Up to this number of keys, comparing each with each is faster than a hash table.
 const FEW: usize = 32;
@@ -453,9 +453,11 @@ fn write_stack(stack: &Stack<'_>, symbols: &dyn Symbols, out: &mut Vec<u8>) {
         })
         .collect();
     let is_machinery = |symbols: &[Symbol]| symbols.iter().any(|symbol| is_panic_machinery(&symbol.function));
-    if let Some(last) = known.iter().take(MACHINERY_FRAMES).rposition(|(.., symbols)| is_machinery(symbols)) {
-        known.drain(..=last);
-    }
+    let machinery = known.iter().take(MACHINERY_FRAMES).rposition(|(.., symbols)| is_machinery(symbols));
+    known.drain(..machinery.map_or(0, |last| last + 1));
+    // What panics inside of a conversion is the conversion. An error that is captured there occurred in its caller.
+    let converting = if machinery.is_some() { 0 } else { converting_of(&known, symbols) };
+    let mut left: usize = known.iter().map(|(.., symbols)| symbols.len().max(1)).sum();
     out.extend_from_slice(b"{\"type\":\"raw\",\"frames\":[");
     let mut is_first = true;
     for (address, image, known) in known.iter().rev() {
@@ -464,10 +466,24 @@ fn write_stack(stack: &Stack<'_>, symbols: &dyn Symbols, out: &mut Vec<u8>) {
             if !std::mem::replace(&mut is_first, false) {
                 out.push(b',');
             }
-            write_frame(*address, *image, symbol, depth > 0, symbols, out);
+            left = left.saturating_sub(1);
+            write_frame(*address, *image, symbol, (depth > 0, left < converting), symbols, out);
         }
     }
     out.extend_from_slice(b"]}");
+}
+
+/// The number of frames at the innermost end that only convert an error.
+fn converting_of(known: &[(u64, Option<&Image<'_>>, Vec<Symbol>)], symbols: &dyn Symbols) -> usize {
+    converting_frames(known.iter().flat_map(|(_, image, known)| {
+        let in_executable = image.is_some_and(|image| image.is_main);
+        // An address without a name is as good as a frame of the program.
+        let unknown = known.is_empty().then_some(("", true));
+        let named = known.iter().rev().map(move |Symbol { function, file, .. }| {
+            (function.as_str(), symbols.is_in_app(function, file.as_deref(), in_executable))
+        });
+        named.chain(unknown)
+    }))
 }
 
 /// Appends a frame. Without a symbol it is named by its offset in its image, which is the same after a restart, so that
@@ -476,13 +492,14 @@ fn write_frame(
     address: u64,
     image: Option<&Image<'_>>,
     symbol: Option<&Symbol>,
-    is_inline: bool,
+    (is_inline, is_converting): (bool, bool),
     symbols: &dyn Symbols,
     out: &mut Vec<u8>,
 ) {
     let in_executable = image.is_some_and(|image| image.is_main);
     let (file, line) = symbol.map_or((None, None), |symbol| (symbol.file.as_deref(), symbol.line));
-    let in_app = symbol.map_or(in_executable, |symbol| symbols.is_in_app(&symbol.function, file, in_executable));
+    let in_app = !is_converting
+        && symbol.map_or(in_executable, |symbol| symbols.is_in_app(&symbol.function, file, in_executable));
     let function = match (symbol, image) {
         (Some(symbol), _) => Some(symbol.function.clone()).filter(|function| !function.is_empty()),
         (None, Some(image)) => Some(format!("{}+{:#x}", image.file_name(), address.wrapping_sub(image.address))),

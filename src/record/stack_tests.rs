@@ -89,6 +89,37 @@ fn inlined_functions_follow_the_one_they_are_inlined_in() {
 }
 
 #[test]
+fn the_frame_that_converts_an_error_is_not_in_app() {
+    /// The innermost frame is a conversion that is inlined into a handler; or a panic inside of one.
+    #[derive(Debug)]
+    struct Converting {
+        panics: bool,
+    }
+    impl Symbols for Converting {
+        fn resolve(&self, image: &Image<'_>, address: u64) -> Vec<Symbol> {
+            let named = |function: &str| Symbol { function: function.into(), ..Symbol::default() };
+            match address - image.address {
+                0x10 if self.panics => vec![named("std::panicking::panic_with_hook")],
+                0x10 => Vec::new(),
+                0x20 => vec![named("app::get"), named("<app::Error as core::convert::From<E>>::from")],
+                _ => vec![named("app::main")],
+            }
+        }
+
+        fn source(&self, _: &str, _: u32) -> Option<SourceLines> {
+            None
+        }
+    }
+    let in_app = |addresses: &[u64], panics| {
+        let frames = frames_of(addresses, &Converting { panics });
+        frames.iter().map(|frame| frame["in_app"] == true).collect::<Vec<_>>()
+    };
+    assert_eq!(in_app(&[0x5020, 0x5030], false), [true, true, false], "main, the handler, the conversion");
+    assert_eq!(in_app(&[0x5010, 0x5020, 0x5030], true), [true, true, true], "the conversion panicked");
+    assert_eq!(in_app(&[0x5010, 0x5020], false), [true, true, true], "an unknown frame is the innermost");
+}
+
+#[test]
 fn a_frame_without_a_file_has_no_module() {
     #[derive(Debug)]
     struct NamesOnly;

@@ -65,14 +65,34 @@ pub(super) fn is_panic_machinery(function: &str) -> bool {
     ["rust_begin_unwind", "__rust_end_short_backtrace", "panic_with_hook"].iter().any(|name| function.contains(name))
 }
 
+/// Whether a function converts one type into another: `<app::Error as core::convert::From<E>>::from`, or `from` where
+/// only the bare name is known. `?` calls it, so at the innermost end of a stack it is where an error was converted, and
+/// its caller is where the error occurred.
+fn is_conversion(function: &str) -> bool {
+    let is_impl = |of: &str, name: &str| function.contains(of) && function.ends_with(name);
+    let is_bare = |name: &str| function.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('<'));
+    is_impl(" as core::convert::From<", ">::from")
+        || is_impl(" as core::convert::Into<", ">::into")
+        || is_bare("from")
+        || is_bare("into")
+}
+
+/// The number of frames, from the innermost, up to the last conversion before the first other frame of the program.
+/// `frames` are function and `in_app`, innermost first.
+pub(crate) fn converting_frames<'f>(frames: impl Iterator<Item = (&'f str, bool)>) -> usize {
+    let before = frames.take_while(|(function, in_app)| !in_app || is_conversion(function)).enumerate();
+    before.filter(|(_, (function, _))| is_conversion(function)).last().map_or(0, |(at, _)| at + 1)
+}
+
 /// Parts of paths that are not the program's own source: the standard library, the toolchain, dependencies, generated
 /// code.
-const FOREIGN_PATHS: [&str; 13] = [
+const FOREIGN_PATHS: [&str; 14] = [
     "/.cargo/registry/",
     "/.cargo/git/",
     "/cargo/registry/",
     "/rustc/",
     "/rustc-",
+    "/sysdeps/",
     "/library/alloc/src/",
     "/library/core/src/",
     "/library/proc_macro/src/",
@@ -125,11 +145,19 @@ pub(crate) fn is_in_app(function: &str, file: Option<&str>, in_executable: bool)
     if FOREIGN_CRATES.binary_search(&crate_of(function)).is_ok() {
         return false;
     }
+    // Where the C library has debug information, or is part of the executable, its functions have a file. So may the
+    // `main` of a program whose debug information has bare names only.
+    let is_runtime = FOREIGN_FUNCTIONS.binary_search(&function.split('@').next().unwrap_or("")).is_ok();
+    if is_runtime && (function != "main" || file.is_none()) {
+        return false;
+    }
     match file {
         // The C library and similar, if the system has their symbols. cargo never writes a path like this.
-        Some(file) if !in_executable => !file.starts_with("./") && !function.starts_with("__"),
+        Some(file) if !in_executable => {
+            !file.starts_with("./") && !file.starts_with("../") && !function.starts_with("__")
+        }
         Some(_) => true,
-        None => in_executable && FOREIGN_FUNCTIONS.binary_search(&function.split('@').next().unwrap_or("")).is_err(),
+        None => in_executable,
     }
 }
 
@@ -300,5 +328,29 @@ mod tests {
         assert!(!is_in_app("qsort", None, false));
         assert!(!is_in_app("raise", Some("./signal/../sysdeps/posix/raise.c"), false));
         assert!(!is_in_app("__libc_start_call_main", Some("/build/glibc/csu/libc-start.c"), false));
+    }
+
+    #[test]
+    fn frames_that_start_a_thread_are_never_in_app() {
+        for in_executable in [false, true] {
+            assert!(!is_in_app("start_thread", Some("/usr/src/debug/glibc/nptl/pthread_create.c"), in_executable));
+            assert!(!is_in_app("clone3", Some("../sysdeps/unix/sysv/linux/x86_64/clone3.S"), in_executable));
+            assert!(!is_in_app("clone3@@GLIBC_2.34", None, in_executable));
+        }
+        assert!(!is_in_app("helper", Some("../sysdeps/helper.c"), false));
+        assert!(is_in_app("main", Some("/app/src/main.rs"), true), "the bare name of the program's own");
+    }
+
+    #[test]
+    fn conversions_at_the_innermost_end_are_counted() {
+        let of = |frames: &[(&str, bool)]| converting_frames(frames.iter().copied());
+        let from = "<app::Error as core::convert::From<std::io::Error>>::from";
+        let (residual, handler) =
+            ("<core::result::Result<T,F> as core::ops::FromResidual<R>>::from_residual", "app::get");
+        assert_eq!(of(&[(from, true), (residual, false), (handler, true), (from, true)]), 1);
+        assert_eq!(of(&[("app::Error as core::convert::Into<T>>::into", true), ("from<E>", true), (handler, true)]), 2);
+        assert_eq!(of(&[(residual, false), (handler, true), (from, true)]), 0);
+        assert_eq!(of(&[("from_row", true), ("app::from", true)]), 0, "functions of the program");
+        assert_eq!(of(&[]), 0);
     }
 }

@@ -4,6 +4,8 @@
 //! POSTHOG_API_KEY=phc_... POSTHOG_QUEUE_DIR=/tmp/shop cargo run -p axum-daemon
 //! curl -d '{"user":"user_1","cents":1200}' -H 'content-type: application/json' localhost:3000/orders
 //! curl localhost:3000/invoice       # fails: the error becomes an exception in PostHog
+//! curl localhost:3000/total         # panics: so does the panic
+//! curl localhost:3000/partner       # answers with 502 without an error: so does the response
 //! curl localhost:3000/ready; curl localhost:3000/metrics
 //! ```
 //!
@@ -12,6 +14,7 @@
 //! * the start: log lines, the process-wide client, panics and fatal signals;
 //! * a stop that delivers what is queued, and readiness for systemd;
 //! * handlers that capture events, and errors (`anyhow`) that become exceptions with the stack of where they occurred;
+//! * the usual layers of tower-http, with one exception for each failure, whatever it is;
 //! * a worker that reports a piece of work as done once its event is on the disk;
 //! * flags, probes and metrics.
 
@@ -19,19 +22,21 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::extract::{Query, State};
+use axum::extract::{MatchedPath, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use posthog::exceptions::{CallStack, ExceptionOptions};
 use posthog::feature_flags::FlagContext;
-use posthog::integrations::tower::RequestContextLayer;
+use posthog::integrations::tower::{RequestContextLayer, ServerErrorLayer};
 use posthog::{Client, Config, Event};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::trace::TraceLayer;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
@@ -112,10 +117,22 @@ async fn after(stopped: oneshot::Receiver<()>, time: Duration) {
 }
 
 fn router(app: App) -> Router {
+    // Captures failed responses of which nothing else was captured, by their route.
+    let failed_responses = ServerErrorLayer::new()
+        .route(|extensions| extensions.get::<MatchedPath>().map(|path| path.as_str().to_owned()))
+        // The service is full: not an error to look into.
+        .except([503]);
     Router::new()
         .route("/orders", post(order))
         .route("/invoice", get(invoice))
+        .route("/total", get(total))
+        .route("/partner", get(partner))
         .route("/checkout", get(checkout))
+        // The last layer is the outermost. A panic is reported by the panic hook, so the layer for responses is inside
+        // of the one that turns a panic into a response. Their log lines and that of `TraceLayer` are breadcrumbs.
+        .layer(failed_responses)
+        .layer(CatchPanicLayer::new())
+        .layer(TraceLayer::new_for_http())
         // A context for each request: its path and the ids of its session are on every event captured in it.
         .layer(RequestContextLayer::new())
         // Requests to the routes below have no context.
@@ -166,6 +183,18 @@ async fn place(client: &Client, order: &Order) -> anyhow::Result<String> {
 async fn invoice() -> Result<String, AppError> {
     let template = std::fs::read_to_string("/nonexistent/invoice.html").context("cannot render the invoice")?;
     Ok(template)
+}
+
+/// Panics, as an example.
+async fn total() -> String {
+    let prices: Vec<u64> = Vec::new();
+    let cheapest = prices[std::hint::black_box(0)];
+    cheapest.to_string()
+}
+
+/// Fails without an error, as an example.
+async fn partner() -> StatusCode {
+    StatusCode::BAD_GATEWAY
 }
 
 #[derive(Deserialize)]

@@ -140,6 +140,30 @@ fn each_order_answered_before_a_sigkill_arrives() {
 }
 
 #[test]
+fn each_failure_of_a_request_is_one_exception() {
+    let (sink, dir) = (Sink::start(), tempfile::tempdir().expect("a directory"));
+    let daemon = Daemon::start(&sink, &dir.path().join("queue"));
+    for (path, status) in [("invoice", 500), ("total", 500), ("partner", 502)] {
+        assert_eq!(get(format!("{}/{path}", daemon.url)).0, status);
+    }
+    // The panic is reported two seconds later, when it is known that the process has survived it.
+    let has_panic =
+        |state: &sink::State| state.events().iter().any(|event| event.properties["$exception_type"] == "Panic");
+    assert!(sink.wait_for(has_panic, ENOUGH), "no panic");
+    daemon.stop();
+
+    let events = sink.events();
+    let of_path = |event: &sink::Event| {
+        let kind = &event.properties["$exception_list"][0]["type"];
+        (event.properties["$request_path"].clone(), kind.clone())
+    };
+    let mut exceptions: Vec<_> = of_name(&events, "$exception").into_iter().map(of_path).collect();
+    exceptions.sort_by_key(|(path, _)| path.to_string());
+    let expected = [("/invoice", "Error"), ("/partner", "Http502"), ("/total", "Panic")];
+    assert_eq!(exceptions, expected.map(|(path, kind)| (json!(path), json!(kind))));
+}
+
+#[test]
 fn errors_of_handlers_are_exceptions_of_their_request() {
     let (sink, dir) = (Sink::start(), tempfile::tempdir().expect("a directory"));
     let daemon = Daemon::start(&sink, &dir.path().join("queue"));

@@ -5,7 +5,7 @@ use super::options::ExceptionOptions;
 use crate::event::Event;
 use crate::record::msgpack::{append_array_header, append_bool, append_map_header, append_str, append_uint};
 use crate::record::stack::{Stack, append_debug_images, debug_images};
-use crate::record::symbols::{InAppRules, Symbol, module_of};
+use crate::record::symbols::{InAppRules, Symbol, converting_frames, module_of};
 
 /// The stack of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,14 +104,17 @@ fn append_printed(frames: &[Symbol], in_app: &InAppRules, out: &mut Vec<u8>) {
     append_text(out, "type", "raw");
     append_str(out, "frames");
     append_array_header(out, frames.len() as u32);
-    for Symbol { function, file, line } in frames.iter().rev() {
+    let is_in_app = |frame: &Symbol| in_app.is_in_app(&frame.function, frame.file.as_deref(), true);
+    let converting = converting_frames(frames.iter().map(|frame| (frame.function.as_str(), is_in_app(frame))));
+    for (at, frame) in frames.iter().enumerate().rev() {
+        let Symbol { function, file, line } = frame;
         let module = file.as_ref().and_then(|_| module_of(function));
         let optional = [file.is_some(), line.is_some(), module.is_some()];
         append_map_header(out, 6 + optional.into_iter().map(u32::from).sum::<u32>());
         append_text(out, "platform", "native");
         append_text(out, "lang", "rust");
         append_text(out, "function", function);
-        append_flag(out, "in_app", in_app.is_in_app(function, file.as_deref(), true));
+        append_flag(out, "in_app", at >= converting && is_in_app(frame));
         append_flag(out, "synthetic", false);
         append_flag(out, "client_resolved", true);
         // As in `json.rs`, not without a file.

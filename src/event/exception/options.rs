@@ -148,6 +148,11 @@ impl ExceptionOptions {
         self
     }
 
+    /// Whether the exception says that something failed, and is no mere note.
+    pub(crate) fn is_failure(&self) -> bool {
+        matches!(self.level, Level::Error | Level::Fatal)
+    }
+
     /// Whether the program caught the error. Default: true. False means that it was not caught where it should have
     /// been.
     pub fn handled(mut self, handled: bool) -> Self {

@@ -14,6 +14,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::client::{Client, capture, capture_exception_with};
+use crate::context::Context;
 use crate::event::Event;
 use crate::event::exception::{AdHocError, ExceptionOptions, print};
 use crate::sys::reentry;
@@ -26,11 +27,28 @@ use crate::sys::reentry;
 /// Error`, and has the properties `http_method`, `http_route` (see [`route`](Self::route)), `http_status`, and for an
 /// error of the service `http_error`. It has no stack: that would be this layer's, the same for all. PostHog groups them
 /// by method, route and status. For the error behind a response, capture that error where it is turned into one
-/// (see [`CallStack`](crate::exceptions::CallStack)), and mark the response as [`Reported`], so that it is not captured
-/// twice.
+/// (see [`CallStack`](crate::exceptions::CallStack)).
 ///
-/// Put it inside of a [`RequestContextLayer`](super::RequestContextLayer), which adds the person, the path and the URL:
-/// in axum, whose last layer is the outermost, add that one after this one.
+/// # One failure, one exception
+///
+/// Put it inside of a [`RequestContextLayer`](super::RequestContextLayer), which adds the person, the path and the URL.
+/// Then a response is not captured if an exception of level error or fatal was captured while its request was served:
+/// an error, a logged line (feature `tracing`), or a panic with
+/// [`install_panic_hook`](crate::install_panic_hook). The same holds for a response that is marked as [`Reported`], with
+/// or without that layer. With [`as_event`](Self::as_event) only the mark counts.
+///
+/// In axum, whose last layer is the outermost, add the layers in this order:
+///
+/// ```text
+/// Router::new()
+///     .route(...)
+///     .layer(ServerErrorLayer::new())      // sees each response, and what was captured for it
+///     .layer(CatchPanicLayer::new())       // of tower-http: outside, so that a panic is reported by the panic hook only
+///     .layer(TraceLayer::new_for_http())   // of tower-http: its "response failed" becomes a breadcrumb
+///     .layer(RequestContextLayer::new())   // outermost: all of the above have its context
+/// ```
+///
+/// # Example
 ///
 /// ```
 /// use posthog::integrations::tower::{RequestContextLayer, ServerErrorLayer};
@@ -176,12 +194,13 @@ where
         let result = task::ready!(this.response.poll(task));
         match &result {
             Ok(response) if response.status().is_server_error() => {
-                if response.extensions().get::<Reported>().is_none() {
+                if response.extensions().get::<Reported>().is_none() && !this.failure.is_reported() {
                     this.failure.capture_status(response.status());
                 }
             }
             Ok(_) => {}
-            Err(error) => this.failure.capture_error(error),
+            Err(error) if !this.failure.is_reported() => this.failure.capture_error(error),
+            Err(_) => {}
         }
         Poll::Ready(result)
     }
@@ -204,6 +223,11 @@ impl fmt::Debug for Failure {
 }
 
 impl Failure {
+    /// Whether an exception was captured while the request was served. It says more than one without a stack.
+    fn is_reported(&self) -> bool {
+        self.rules.event.is_none() && Context::current().is_some_and(|context| context.has_exception())
+    }
+
     fn capture_status(&self, status: StatusCode) {
         let number = status.as_u16();
         if !self.rules.except.contains(&number) {

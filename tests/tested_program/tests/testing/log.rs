@@ -64,6 +64,13 @@ fn records_are_passed_on_and_errors_are_captured() {
     let harness = Harness::new(|config| config).unwrap();
     let noting = Noting::up_to(Level::Warn);
     let logger = Logger::new(noting).client(harness.client());
+    // As `tracing` logs what tower-http says of a failure that is reported already.
+    log_to(
+        &Logger::new(Noting::up_to(Level::Error)).client(harness.client()),
+        Level::Error,
+        "tower_http::catch_panic",
+        "of",
+    );
     for level in Level::iter() {
         log_to(&logger, level, "my_app", "cart of");
         assert_eq!(logger.enabled(&Metadata::builder().level(level).target("x").build()), level <= Level::Info);

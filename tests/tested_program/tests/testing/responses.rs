@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use http::{Request, Response};
 use posthog::exceptions::{CallStack, ExceptionOptions};
-use posthog::integrations::tower::{Reported, ServerErrorLayer};
+use posthog::integrations::tower::{Reported, RequestContextLayer, ServerErrorLayer};
 use posthog::testing::Harness;
 use serde_json::Value;
 use tower_layer::Layer;
@@ -149,6 +149,44 @@ fn a_failed_response_becomes_an_exception_and_stays_as_it_is() {
     );
     let first = &queued[0].properties["$exception_list"][0];
     assert_eq!((&first["mechanism"]["type"], first.get("stacktrace")), (&"middleware".into(), None));
+}
+
+/// A service that captures an error of the level in its path, and answers with 500.
+struct Capturing;
+
+impl Service<Request<()>> for Capturing {
+    type Response = Response<&'static str>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<()>) -> Self::Future {
+        let error = "cart".parse::<u8>().unwrap_err();
+        // In another context than that of the request, and in one that the program has changed.
+        posthog::Context::update(|context| context.distinct_id("user_1"));
+        let options = ExceptionOptions::new().level(request.uri().path()[1..].parse().unwrap());
+        posthog::Context::new().enter(|| _ = posthog::capture_exception_with(&error, options));
+        ready(Ok(Response::builder().status(500).header("x-shop", "open").body("tea").unwrap()))
+    }
+}
+
+#[test]
+fn an_error_captured_in_a_request_is_its_only_exception() {
+    let captured = |outer: bool, path: &str| -> Vec<Value> {
+        let harness = harness();
+        let _global = harness.global_on_this_thread();
+        let mut service = layer().layer(Capturing);
+        let mut inside = RequestContextLayer::new().layer(layer().layer(Capturing));
+        let status = if outer { call(&mut inside, path) } else { call(&mut service, path) };
+        assert_eq!(status, Some(500));
+        harness.queued().iter().map(|event| event.properties["$exception_type"].clone()).collect()
+    };
+    assert_eq!(captured(true, "/error"), ["ParseIntError"]);
+    assert_eq!(captured(true, "/warning"), ["ParseIntError", "Http500"], "a warning is not why the request failed");
+    assert_eq!(captured(false, "/error"), ["ParseIntError", "Http500"], "nothing notes what is captured");
 }
 
 #[test]

@@ -5,7 +5,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use posthog::integrations::tracing::{CaptureLayer, EventAction, LayerBuilder, layer, layer_for};
+use posthog::exceptions::ExceptionOptions;
+use posthog::integrations::tracing::{CaptureLayer, EventAction, LayerBuilder, default_action, layer, layer_for};
 use posthog::testing::{Harness, QueuedEvent, queued};
 use posthog::{Config, Context};
 use serde_json::{Value, json};
@@ -251,6 +252,26 @@ fn the_filter_decides_what_becomes_of_an_event() {
 }
 
 #[test]
+fn lines_that_repeat_a_failure_are_no_exceptions() {
+    // As `TraceLayer` and `CatchPanicLayer` of tower-http log them.
+    let log = || {
+        error!(target: "tower_http::trace::on_failure", classification = "Status code: 500", "response failed");
+        error!(target: "tower_http::catch_panic", "Service panicked: no carts");
+        error!(target: "tower_http::other", "an error of its own");
+    };
+    let targets = |events: Vec<QueuedEvent>| -> Vec<Value> {
+        events.iter().map(|event| event.properties["log_target"].clone()).collect()
+    };
+    assert_eq!(targets(logged(log)), ["tower_http::other"]);
+    // The filter has the last word.
+    let builder = LayerBuilder::new().event_filter(|metadata| match metadata.target() {
+        "tower_http::catch_panic" => EventAction::Exception,
+        _ => default_action(metadata),
+    });
+    assert_eq!(targets(logged_with(builder, log)), ["tower_http::catch_panic", "tower_http::other"]);
+}
+
+#[test]
 fn lines_of_the_library_are_never_captured() {
     let events = logged(|| {
         error!(target: "posthog", "an event was dropped");
@@ -318,13 +339,21 @@ fn the_process_wide_client_is_looked_up_for_each_line() {
         info!(rows = 3, user = "ada", error = &cart_unreadable() as &dyn Error, "read {}", "the cart");
         warn!(target: "my_app", "{}", "long ".repeat(100));
         debug!("ignored");
+        let request = tracing::info_span!("request", id = 7, user = "ada");
+        request.in_scope(|| tracing::info_span!("no fields").in_scope(|| info!(size = 2, "in a request")));
         error!("failed");
+        posthog::capture_exception(&cart_unreadable());
+        let own = ExceptionOptions::new().prop("$exception_steps", ["of the caller"]);
+        posthog::capture_exception_with(&cart_unreadable(), own);
         let queued = queued(&client);
-        let [event] = queued.as_slice() else { panic!("{queued:?}") };
-        let steps = event.properties["$exception_steps"].as_array().unwrap();
+        let [logged, captured, with_own] = queued.as_slice() else { panic!("{queued:?}") };
+        let steps = logged.properties["$exception_steps"].as_array().unwrap();
         let texts: Vec<&str> = steps.iter().map(|step| step["$message"].as_str().unwrap()).collect();
         let first = "INFO testing::tracing_events: read the cart rows=3 user=ada error=the cart cannot be read";
-        assert_eq!(texts, [first, &format!("WARN my_app: {}", "long ".repeat(100))[..224]]);
+        let third = "INFO testing::tracing_events: in a request size=2 request{id=7 user=ada}";
+        assert_eq!(texts, [first, &format!("WARN my_app: {}", "long ".repeat(100))[..224], third]);
+        assert_eq!(captured.properties["$exception_steps"], logged.properties["$exception_steps"]);
+        assert_eq!(with_own.properties["$exception_steps"], json!(["of the caller"]));
         client.shutdown(std::time::Duration::ZERO).wait(std::time::Duration::from_secs(30)).unwrap();
     });
 }
