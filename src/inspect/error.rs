@@ -28,16 +28,6 @@ pub enum InspectError {
         /// The user that owns it, by name or number.
         user: String,
     },
-    /// This user could write there, but the program that the queue belongs to could not use what it writes.
-    #[error(
-        "{path:?} belongs to {user}, whose programs could not use files that this user creates; run the command as {user}"
-    )]
-    OtherUser {
-        /// The directory.
-        path: PathBuf,
-        /// The user that owns it, by name or number.
-        user: String,
-    },
     /// The queue belongs to another user. Files that this user makes in it would keep its program from opening it.
     #[error(
         "{path:?} belongs to {user}, whose program could not open it any more after this user has written to it; nothing was changed; run the command as {user}"
