@@ -69,6 +69,17 @@ pub enum DeliveryOutcome<'a> {
     },
 }
 
+impl DeliveryOutcome<'_> {
+    /// The name of the variant in snake case, for labels and logs: `delivered`, `dead_lettered`. It does not change when
+    /// a text does.
+    pub fn name(&self) -> &'static str {
+        match self {
+            DeliveryOutcome::Delivered => "delivered",
+            DeliveryOutcome::DeadLettered { .. } => "dead_lettered",
+        }
+    }
+}
+
 impl fmt::Display for DeliveryOutcome<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

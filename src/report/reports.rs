@@ -39,6 +39,21 @@ pub enum PersistError {
     Timeout,
 }
 
+impl PersistError {
+    /// The name of the variant in snake case, for labels and logs: `volatile`, `sync`. It does not change when a text
+    /// does.
+    pub fn name(&self) -> &'static str {
+        match self {
+            PersistError::Dropped => "dropped",
+            PersistError::Volatile => "volatile",
+            PersistError::Sync(_) => "sync",
+            PersistError::Closed => "closed",
+            PersistError::Forked => "forked",
+            PersistError::Timeout => "timeout",
+        }
+    }
+}
+
 /// Why dead letters could not be queued again or discarded, or only some of them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use posthog::diagnostics::Diagnostic;
-use posthog::reports::PersistError;
+use posthog::feature_flags::FlagsProblem;
+use posthog::reports::{DeliveryOutcome, PersistError};
 use posthog::stats::StorageMode;
 use posthog::{Client, Config, DropReason, Error, Event, Outcome};
 use serde::ser::Error as _;
@@ -282,6 +283,35 @@ fn callbacks_that_panic_are_survived_and_reported() {
     assert!(client.diagnostics().contains(&Diagnostic::CallbackPanicked { callback: "on_delivery" }));
     assert_eq!(fixture.names(), ["one", "two"]);
     assert_eq!(client.stats().delivered, 2);
+}
+
+#[test]
+fn names_of_results_stay_what_dashboards_read() {
+    let outcomes = [DeliveryOutcome::Delivered, DeliveryOutcome::DeadLettered { status: 400, reason: "no" }];
+    assert_eq!(outcomes.map(|outcome| outcome.name()), ["delivered", "dead_lettered"]);
+    let failed = PersistError::Sync("no".into());
+    let errors = [
+        PersistError::Dropped,
+        PersistError::Volatile,
+        failed,
+        PersistError::Closed,
+        PersistError::Forked,
+        PersistError::Timeout,
+    ];
+    assert_eq!(errors.map(|error| error.name()), ["dropped", "volatile", "sync", "closed", "forked", "timeout"]);
+    let problems = [
+        FlagsProblem::Nobody,
+        FlagsProblem::NotInitialized,
+        FlagsProblem::Disabled,
+        FlagsProblem::Closed,
+        FlagsProblem::Timeout,
+        FlagsProblem::NoAnswer { why: "no".into() },
+        FlagsProblem::QuotaLimited,
+        FlagsProblem::Incomplete,
+    ];
+    let names =
+        ["nobody", "not_initialized", "disabled", "closed", "timeout", "no_answer", "quota_limited", "incomplete"];
+    assert_eq!(problems.map(|problem| problem.name()), names);
 }
 
 #[test]

@@ -49,6 +49,21 @@ pub enum FlagsProblem {
 }
 
 impl FlagsProblem {
+    /// The name of the variant in snake case, for labels and logs: `no_answer`, `quota_limited`. It does not change when
+    /// a text does.
+    pub fn name(&self) -> &'static str {
+        match self {
+            FlagsProblem::Nobody => "nobody",
+            FlagsProblem::NotInitialized => "not_initialized",
+            FlagsProblem::Disabled => "disabled",
+            FlagsProblem::Closed => "closed",
+            FlagsProblem::Timeout => "timeout",
+            FlagsProblem::NoAnswer { .. } => "no_answer",
+            FlagsProblem::QuotaLimited => "quota_limited",
+            FlagsProblem::Incomplete => "incomplete",
+        }
+    }
+
     fn of(answer: &Answer) -> Option<Self> {
         match &answer.failure {
             Some(Failure::Timeout) => Some(FlagsProblem::Timeout),
