@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
-use tokio_rustls::rustls::{RootCertStore, ServerConfig, version};
+use tokio_rustls::rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion, version};
 
 use crate::apart::{Terms, apart_on};
 use crate::fixture::{Fixture, PATIENCE, close_empty, take};
@@ -50,8 +50,14 @@ struct Front {
 }
 
 impl Front {
-    /// Accepts the clients of `trusted`.
+    /// Accepts the clients of `trusted`. With TLS 1.2, where the alert about a certificate is part of the handshake. With
+    /// TLS 1.3 a client considers the handshake done before the server has looked at its certificate, and the alert may
+    /// be lost when the connection is reset.
     fn before(sink: &Sink, trusted: &Authority) -> Self {
+        Self::speaking(&version::TLS12, sink, trusted)
+    }
+
+    fn speaking(version: &'static SupportedProtocolVersion, sink: &Sink, trusted: &Authority) -> Self {
         let own = Authority::new();
         let key = KeyPair::generate().unwrap();
         let leaf = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().signed_by(&key, &own.issuer).unwrap();
@@ -61,9 +67,7 @@ impl Front {
         roots.add(trusted.issuer.der().clone()).unwrap();
         let verifier =
             WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build().unwrap();
-        // With TLS 1.3 a client considers the handshake done before the server has looked at its certificate, and the
-        // alert may be lost when the connection is reset. With TLS 1.2 the alert is part of the handshake.
-        let config = ServerConfig::builder_with_provider(provider).with_protocol_versions(&[&version::TLS12]).unwrap();
+        let config = ServerConfig::builder_with_provider(provider).with_protocol_versions(&[version]).unwrap();
         let config = config.with_client_cert_verifier(verifier).with_single_cert(vec![leaf.der().clone()], key);
         let (acceptor, target) = (TlsAcceptor::from(Arc::new(config.unwrap())), sink.port());
         let port = serve(move |socket| {
@@ -152,6 +156,21 @@ fn all_requests_present_the_clients_certificate() {
     fixture.must_have_taken(&[uuid]);
     let flags = client.evaluate_flags(FlagContext::new("user_1").send_feature_flag_events(false)).wait(PATIENCE);
     assert!(flags.unwrap().is_enabled("new-ui"));
+    close_empty(&client);
+}
+
+#[test]
+fn a_client_certificate_is_presented_with_tls_1_3() {
+    let (fixture, authority) = (Fixture::new(), Authority::new());
+    let front = Front::speaking(&version::TLS13, &fixture.sink, &authority);
+    let none = Client::new(front.config(&fixture)).unwrap();
+    let uuid = take(&none, "tick");
+    must_fail_with(&none, "");
+    assert!(fixture.sink.requests().is_empty());
+    drop(none);
+    let (certificate, key) = authority.identity("daemon");
+    let client = Client::new(front.config(&fixture).client_identity(certificate, key)).unwrap();
+    fixture.must_have_taken(&[uuid]);
     close_empty(&client);
 }
 
