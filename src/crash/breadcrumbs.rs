@@ -90,21 +90,24 @@ pub(crate) fn record_breadcrumb(text: &str, at: WallNanos) {
         fill(entry, [number, time, text.len() as u64, sum], text);
     }
     if let Some(copy) = COPY.get() {
-        copy.catch_up();
+        copy.add([number, time, text.len() as u64, sum], text);
     }
 }
 
 impl FileCopy {
-    /// Copies the entries that the file does not have yet. One thread at a time does that, and the others go on: a store
-    /// into the mapping waits while the file system is frozen or its disk hangs.
-    fn catch_up(&self) {
-        for _ in 0..CATCH_UPS_MOST {
+    /// Adds a new entry of the ring to the file, and those that the file does not have yet. One thread at a time does
+    /// that, and the others go on: a store into the mapping waits while the file system is frozen or its disk hangs.
+    fn add(&self, head: [u64; ENTRY_HEAD], text: &[u8]) {
+        for attempt in 0..CATCH_UPS_MOST {
             if self.is_busy.swap(true, Ordering::Acquire) {
                 return;
             }
             // No words in a forked child, and after the shard was released.
             if let Some(words) = self.page.words() {
-                self.copy_to(words.as_chunks().0.get(1..).unwrap_or_default());
+                let entries = words.as_chunks().0.get(1..).unwrap_or_default();
+                if attempt > 0 || !self.append(entries, head, text) {
+                    self.copy_to(entries);
+                }
             }
             self.is_busy.store(false, Ordering::Release);
             // Others may have added entries meanwhile, and left copying them to this thread.
@@ -112,6 +115,15 @@ impl FileCopy {
                 return;
             }
         }
+    }
+
+    /// Writes an entry that follows the last one in the file, without reading it from the ring and checking it there.
+    fn append(&self, entries: &[Entry], [number, time, len, sum]: [u64; ENTRY_HEAD], text: &[u8]) -> bool {
+        let follows = self.copied.load(Ordering::Relaxed).wrapping_add(1) == number;
+        let Some(entry) = entry_of(entries, number).filter(|_| follows) else { return false };
+        fill(entry, [number, time, len, sum ^ self.salt], text);
+        self.copied.store(number, Ordering::Relaxed);
+        true
     }
 
     fn copy_to(&self, entries: &[Entry]) {

@@ -277,13 +277,23 @@ impl BreadcrumbText {
     /// Appends a field.
     #[inline]
     pub(super) fn field(&mut self, name: &str, value: fmt::Arguments<'_>) {
-        if self.is_full {
-            return;
+        if self.begin_field(name) {
+            let _ = self.write_fmt(value);
         }
-        for part in [" ", name, "="] {
-            let _ = self.write_str(part);
+    }
+
+    /// Appends a field that is a text, without the machinery of formatting.
+    #[inline]
+    pub(super) fn text_field(&mut self, name: &str, value: &str) {
+        if self.begin_field(name) {
+            let _ = self.write_str(value);
         }
-        let _ = self.write_fmt(value);
+    }
+
+    /// Returns whether there is space for a value.
+    #[inline]
+    fn begin_field(&mut self, name: &str) -> bool {
+        [" ", name, "="].into_iter().all(|part| self.write_str(part).is_ok())
     }
 
     /// Appends the fields of a span that was open, as ` name{field=value ...}`.
@@ -308,6 +318,7 @@ impl BreadcrumbText {
 }
 
 impl Write for BreadcrumbText {
+    #[inline]
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let left = BREADCRUMB_MOST - self.len;
         if self.is_full {

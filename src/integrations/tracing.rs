@@ -504,8 +504,16 @@ impl Visit for BreadcrumbVisitor<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
         match field.name() {
             "message" => self.0.message(format_args!("{value}")),
-            name => self.0.field(name, format_args!("{value}")),
+            name => self.0.text_field(name, value),
         }
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.0.field(field.name(), format_args!("{value}"));
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.0.field(field.name(), format_args!("{value}"));
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
