@@ -648,24 +648,24 @@ impl Config {
     /// Not called for exceptions that are dropped before they are read, and not for panics and crashes. It must be
     /// quick. A panic in it is caught and reported, and the exception is sent without the ids. Default: none.
     ///
-    /// With `tracing-opentelemetry`, where spans of `tracing` are also those of OpenTelemetry:
+    /// With OpenTelemetry, also where `tracing-opentelemetry` (0.32 and later) makes its spans from those of `tracing`:
     ///
-    // Not compiled here: it needs three packages of OpenTelemetry, whose versions the program chooses.
+    // Not compiled here: it needs a package of OpenTelemetry. The same code runs in
+    // `an_exception_has_the_ids_of_its_opentelemetry_span` (tests/tested_program).
     /// ```ignore
     /// use opentelemetry::trace::TraceContextExt;
     /// use posthog::exceptions::TraceContext;
-    /// use tracing_opentelemetry::OpenTelemetrySpanExt;
     ///
     /// let config = posthog::Config::from_env().trace_context(|| {
-    ///     let context = tracing::Span::current().context();
+    ///     let context = opentelemetry::Context::current();
     ///     let span = context.span();
     ///     let ids = span.span_context();
     ///     ids.is_valid().then(|| TraceContext::new(ids.trace_id(), ids.span_id()))
     /// });
     /// ```
     ///
-    /// Without that layer, where the program attaches contexts of OpenTelemetry itself, use
-    /// `opentelemetry::Context::current()` instead of `Span::current().context()`.
+    /// `tracing::Span::current()` is not the way: for an exception that the layer of the feature `tracing` makes of a line,
+    /// the function is called while that line is dispatched, and then there may be no current span.
     pub fn trace_context(mut self, source: impl Fn() -> Option<TraceContext> + Send + Sync + 'static) -> Self {
         self.trace_context = Some(TraceSource::new(source));
         self

@@ -37,12 +37,23 @@
 //! `log_level`, `log_target`, `log_module`, `log_file`, `log_line` and `$exception_steps`, which are described for the
 //! layer of the feature `tracing`. At most 64 pairs and 16 KiB are kept.
 //!
+//! A pair whose value is an error gives the exception the type, the message and the sources of the error; of several the
+//! first. Such a value is made by `:err` in the macros of `log` (which need its feature `kv_std`, as this feature enables
+//! it), or by `log::kv::Value::from_dyn_error`:
+//!
+//! ```
+//! if let Err(error) = "x".parse::<u8>() {
+//!     log::error!(error:err = error, attempt = 2; "cannot read the cart");
+//! }
+//! ```
+//!
 //! The library's own records, and those of packages on the library's threads, are passed on and never captured. A
 //! record that is above `log::max_level` costs nothing.
 //!
 //! A program that passes records of `log` on to `tracing` (with `tracing-log`, which `tracing_subscriber`'s `init`
 //! installs by default) uses the layer of the feature `tracing` alone. With both, each record would be reported twice.
 
+use std::error::Error;
 use std::fmt;
 
 use ::log::kv::{self, Key, VisitSource, VisitValue};
@@ -167,9 +178,10 @@ fn add_breadcrumb(client: &Client, record: &Record<'_>) {
 }
 
 fn capture(client: &Client, record: &Record<'_>, action: EventAction, edge: Edge) {
-    let mut fields = Fields::new(LINE_FIELDS);
-    // Foreign code: a source may do anything.
-    reentry::calling_out(|| reentry::caught(|| record.key_values().visit(&mut FieldVisitor(&mut fields)).is_ok()));
+    let takes_error = action == EventAction::Exception;
+    let mut seen = FieldVisitor { fields: Fields::new(LINE_FIELDS), takes_error, has_error: false };
+    visit(record, &mut seen);
+    let FieldVisitor { fields, has_error, .. } = seen;
     let place = Place {
         level: level_of(record.level()),
         target: record.target(),
@@ -180,9 +192,25 @@ fn capture(client: &Client, record: &Record<'_>, action: EventAction, edge: Edge
     let line = Line { place, message: message_of(*record.args()), fields, spans: Vec::new() };
     if action == EventAction::Event {
         client.capture(line.event());
-    } else {
+    } else if !has_error || !capture_error(client, record, &line, edge) {
         client.take_exception(line.options(SOURCE), Site::of_line(edge), &line);
     }
+}
+
+/// Captures the error that a record has. `false` if its source does not give it a second time.
+fn capture_error(client: &Client, record: &Record<'_>, line: &Line<'_>, edge: Edge) -> bool {
+    let (options, outer) = (line.options(client, SOURCE), reentry::inside());
+    // The error can be reached during the visit only.
+    let mut visitor = ErrorVisitor(Some(|error: &(dyn Error + 'static)| {
+        reentry::back_in(outer, || client.take_exception(options, Site::of_line(edge), &error));
+    }));
+    visit(record, &mut visitor);
+    visitor.0.is_none()
+}
+
+/// Visits the pairs of a record. They are foreign code: a source may do anything.
+fn visit<'kvs>(record: &'kvs Record<'kvs>, visitor: &mut dyn VisitSource<'kvs>) {
+    reentry::calling_out(|| reentry::caught(|| record.key_values().visit(visitor).is_ok()));
 }
 
 fn level_of(level: LogLevel) -> Level {
@@ -205,11 +233,34 @@ impl<'kvs> VisitSource<'kvs> for BreadcrumbVisitor<'_> {
 }
 
 /// Copies pairs.
-struct FieldVisitor<'a>(&'a mut Fields);
+struct FieldVisitor {
+    fields: Fields,
+    /// The first error is not copied: it becomes the exception.
+    takes_error: bool,
+    has_error: bool,
+}
 
-impl<'kvs> VisitSource<'kvs> for FieldVisitor<'_> {
+impl<'kvs> VisitSource<'kvs> for FieldVisitor {
     fn visit_pair(&mut self, key: Key<'kvs>, value: kv::Value<'kvs>) -> Result<(), kv::Error> {
-        value.visit(ValueVisitor { fields: self.0, name: key.as_str() })
+        if self.takes_error && !self.has_error && value.to_borrowed_error().is_some() {
+            self.has_error = true;
+            return Ok(());
+        }
+        value.visit(ValueVisitor { fields: &mut self.fields, name: key.as_str() })
+    }
+}
+
+/// Passes the first error on.
+struct ErrorVisitor<F>(Option<F>);
+
+impl<'kvs, F: FnOnce(&(dyn Error + 'static))> VisitSource<'kvs> for ErrorVisitor<F> {
+    fn visit_pair(&mut self, _: Key<'kvs>, value: kv::Value<'kvs>) -> Result<(), kv::Error> {
+        if let Some(error) = value.to_borrowed_error()
+            && let Some(take) = self.0.take()
+        {
+            take(error);
+        }
+        Ok(())
     }
 }
 

@@ -36,6 +36,7 @@ thread_local! {
 }
 
 /// The state of this thread.
+#[inline]
 pub(crate) fn inside() -> Inside {
     INSIDE.try_with(Cell::get).unwrap_or_default()
 }
@@ -43,6 +44,12 @@ pub(crate) fn inside() -> Inside {
 /// Runs foreign code (a hook, a log line) as a callback of the library.
 pub(crate) fn calling_out<T>(call: impl FnOnce() -> T) -> T {
     going_into(Inside { depth: inside().depth.saturating_add(1), ..inside() }, call)
+}
+
+/// Runs code of the library that foreign code has called, in the state from before the foreign code was called.
+#[cfg(feature = "log")]
+pub(crate) fn back_in<T>(outer: Inside, call: impl FnOnce() -> T) -> T {
+    going_into(outer, call)
 }
 
 /// Runs a `before_send` hook, which does not receive the events that it captures itself.

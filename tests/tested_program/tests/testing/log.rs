@@ -1,7 +1,11 @@
 //! The logger for `log`, around a real logger.
 
-use std::sync::Mutex;
+use std::cell::Cell;
+use std::error::Error;
+use std::fmt;
+use std::sync::{Mutex, OnceLock};
 
+use log::kv::{Key, Source, Value as KvValue, VisitSource};
 use log::{Level, Log, Metadata, Record};
 use posthog::integrations::log::{EventAction, Logger};
 use posthog::testing::{Harness, QueuedEvent};
@@ -86,6 +90,101 @@ fn records_are_passed_on_and_errors_are_captured() {
     let expected = json!([3, "ada", true, "my_app::cart", "cart.rs", 7, "error", "log.logger"]);
     assert_eq!(json!(names.map(|name| event.properties[name].clone())), expected);
     assert!(!first["stacktrace"].is_null());
+}
+
+#[derive(Debug)]
+struct CartUnreadable(std::num::ParseIntError);
+
+impl fmt::Display for CartUnreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the cart cannot be read")
+    }
+}
+
+impl Error for CartUnreadable {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+fn cart_unreadable() -> CartUnreadable {
+    CartUnreadable("x".parse::<u8>().unwrap_err())
+}
+
+fn log_pairs(logger: &dyn Log, level: Level, pairs: &dyn Source) {
+    logger.log(
+        &Record::builder()
+            .level(level)
+            .target("my_app")
+            .args(format_args!("no cart for ada"))
+            .file(Some("cart.rs"))
+            .line(Some(7))
+            .key_values(&pairs)
+            .build(),
+    );
+}
+
+#[test]
+fn an_error_among_the_pairs_gives_type_and_sources() {
+    let harness = Harness::new(|config| config).unwrap();
+    let logger = Logger::new(Noting::up_to(Level::Warn)).client(harness.client()).event_filter(|metadata| {
+        if metadata.level() == Level::Error { EventAction::Exception } else { EventAction::Event }
+    });
+    let (first, second) = (cart_unreadable(), cart_unreadable());
+    let pairs = [
+        ("attempt", KvValue::from(2)),
+        ("error", KvValue::from_dyn_error(&first)),
+        ("second", KvValue::from_dyn_error(&second)),
+    ];
+    log_pairs(&logger, Level::Error, &pairs);
+    log_pairs(&logger, Level::Warn, &pairs);
+    let queued = harness.queued();
+    let [exception, event] = queued.as_slice() else { panic!("{queued:?}") };
+    let list = &exception.properties["$exception_list"];
+    let chain = [0, 1].map(|at| (list[at]["type"].clone(), list[at]["value"].clone()));
+    let expected = [("CartUnreadable", "the cart cannot be read"), ("ParseIntError", "invalid digit found in string")];
+    assert_eq!(chain, expected.map(|(kind, value)| (json!(kind), json!(value))));
+    assert!(!list[0]["stacktrace"].is_null());
+    let property = |name: &str| exception.properties.get(name).cloned().unwrap_or_default();
+    assert_eq!((property("attempt"), property("second")), (json!(2), json!("the cart cannot be read")));
+    assert_eq!((property("error"), property("log_message")), (json!(null), json!("no cart for ada")));
+    assert_eq!(event.event, "no cart for ada");
+    assert_eq!(event.properties["error"], "the cart cannot be read", "an event has no chain");
+}
+
+/// Pairs that log when they are visited, and give their error for the first time only.
+struct Chatty {
+    logger: &'static OnceLock<Logger<&'static Noting>>,
+    error: CartUnreadable,
+    visits: Cell<u32>,
+}
+
+impl Source for Chatty {
+    fn visit<'kvs>(&'kvs self, visitor: &mut dyn VisitSource<'kvs>) -> Result<(), log::kv::Error> {
+        self.visits.set(self.visits.get() + 1);
+        assert!(self.visits.get() < 1000, "it is visited without end");
+        log_pairs(self.logger.get().unwrap(), Level::Error, self);
+        let again = Chatty { logger: self.logger, error: cart_unreadable(), visits: Cell::new(1) };
+        log_pairs(self.logger.get().unwrap(), Level::Error, &[("error", KvValue::from_dyn_error(&again.error))]);
+        match self.visits.get() {
+            1..=4 => visitor.visit_pair(Key::from_str("error"), KvValue::from_dyn_error(&self.error)),
+            _ => visitor.visit_pair(Key::from_str("visits"), self.visits.get().into()),
+        }
+    }
+}
+
+#[test]
+fn pairs_that_log_and_change_do_not_loop_or_lose_the_line() {
+    static LOGGER: OnceLock<Logger<&'static Noting>> = OnceLock::new();
+    let harness = Harness::new(|config| config.exception_rate_limit(0, std::time::Duration::from_secs(1))).unwrap();
+    LOGGER.get_or_init(|| Logger::new(Noting::up_to(Level::Error)).client(harness.client()));
+    let chatty = Chatty { logger: &LOGGER, error: cart_unreadable(), visits: Cell::new(0) };
+    log_pairs(LOGGER.get().unwrap(), Level::Error, &chatty);
+    let visits = chatty.visits.get();
+    assert!((2..100).contains(&visits), "{visits}");
+    let queued = harness.queued();
+    assert!(queued.iter().any(|event| event.properties["$exception_list"][0]["type"] == "CartUnreadable"));
+    assert!(queued.iter().any(|event| event.properties["$exception_list"][0]["type"] == "my_app"), "the line itself");
 }
 
 #[test]

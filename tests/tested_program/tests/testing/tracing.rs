@@ -287,6 +287,65 @@ fn lines_of_the_library_are_never_captured() {
     assert_eq!(place, [&json!("my_lib::io"), &json!(7), &json!("io.rs")]);
 }
 
+#[test]
+fn records_of_log_arrive_through_tracing_log() {
+    use log::Log;
+
+    let tracer = tracing_log::LogTracer::new();
+    let record = |level, target, text: fmt::Arguments<'_>| {
+        let mut builder = log::Record::builder();
+        builder.level(level).target(target).module_path(Some("my_lib::io::file")).file(Some("io.rs")).line(Some(7));
+        tracer.log(&builder.args(text).build());
+    };
+    let events = logged(|| {
+        let _span = tracing::info_span!("request", request_id = 7).entered();
+        record(log::Level::Error, "my_lib::io", format_args!("cannot read {}", "the file"));
+        record(log::Level::Error, "posthog::delivery", format_args!("an outage"));
+        record(log::Level::Info, "my_lib::io", format_args!("a breadcrumb"));
+    });
+    let [event] = events.as_slice() else { panic!("{events:?}") };
+    assert_eq!(exception(event), (&json!("my_lib::io"), &json!("cannot read the file"), &json!("error")));
+    let names = ["log_target", "log_module", "log_file", "log_line", "request_id"];
+    let expected = json!(["my_lib::io", "my_lib::io::file", "io.rs", 7, 7]);
+    assert_eq!(json!(names.map(|name| event.properties[name].clone())), expected);
+    assert!(!event.properties.keys().any(|key| key.starts_with("log.")), "{event:?}");
+}
+
+/// The code in the documentation of [`Config::trace_context`].
+#[test]
+fn an_exception_has_the_ids_of_its_opentelemetry_span() {
+    use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
+    use posthog::exceptions::TraceContext;
+    use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+    let harness = Harness::new(|config| {
+        config.trace_context(|| {
+            let context = opentelemetry::Context::current();
+            let span = context.span();
+            let ids = span.span_context();
+            ids.is_valid().then(|| TraceContext::new(ids.trace_id(), ids.span_id()))
+        })
+    });
+    let harness = harness.unwrap();
+    // Without an exporter a span has the ids of its remote parent.
+    let subscriber = registry().with(tracing_opentelemetry::layer()).with(layer_for(harness.client()));
+    let (trace, span) = (TraceId::from(0x0af7_6519_16cd_43dd_u128), SpanId::from(0xb7ad_6b71_u64));
+    tracing::subscriber::with_default(subscriber, || {
+        error!("outside of any span");
+        let request = tracing::info_span!("request");
+        let parent = SpanContext::new(trace, span, TraceFlags::SAMPLED, true, TraceState::default());
+        request.set_parent(opentelemetry::Context::new().with_remote_span_context(parent)).unwrap();
+        request.in_scope(|| {
+            error!("in a span");
+            harness.client().capture_exception(&cart_unreadable());
+        });
+    });
+    let queued = harness.queued();
+    let ids = |event: &QueuedEvent| ["$trace_id", "$span_id"].map(|name| event.properties.get(name).cloned());
+    let expected = ["00000000000000000af7651916cd43dd", "00000000b7ad6b71"].map(|id| Some(json!(id)));
+    assert_eq!([&queued[0], &queued[1], &queued[2]].map(ids), [[None, None], expected.clone(), expected]);
+}
+
 struct Panicking;
 
 impl fmt::Debug for Panicking {
