@@ -78,11 +78,11 @@ fn prove_loses_nothing_on_a_disk_and_leaves_nothing() {
 #[test]
 fn prove_says_that_memory_does_not_survive_a_restart() {
     let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
-        return println!("skipped: there is no file system in memory at /dev/shm");
+        return eprintln!("skipped: there is no file system in memory at /dev/shm");
     };
     let is_memory = Command::new("stat").args(["-f", "-c", "%T"]).arg(dir.path()).output();
     if !is_memory.is_ok_and(|found| found.stdout.starts_with(b"tmpfs")) {
-        return println!("skipped: /dev/shm is no file system in memory");
+        return eprintln!("skipped: /dev/shm is no file system in memory");
     }
     let proof = prove(dir.path());
     assert_eq!(
@@ -162,7 +162,7 @@ fn prove_that_cannot_write_says_why() {
     assert_eq!((output.status.code(), text(&output.stdout)), (Some(2), String::new()));
     assert!(text(&output.stderr).contains("could not be used: Not a directory"), "{output:?}");
     if !nix::unistd::geteuid().is_root() {
-        return println!("the rest is skipped: it needs root, to run the command as another user");
+        return eprintln!("the rest is skipped: it needs root, to run the command as another user");
     }
     let open = tempfile::tempdir().unwrap();
     fs::set_permissions(open.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();

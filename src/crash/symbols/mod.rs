@@ -53,13 +53,17 @@ pub(crate) struct InProcess {
     known: Mutex<Known>,
 }
 
+/// The path of an image, and its build id.
+type BuildAt = (Box<str>, Box<[u8]>);
+/// Device, inode, length, and seconds and nanoseconds of the last change.
+type FileVersion = [u64; 5];
+
 #[derive(Debug)]
 struct Known {
     /// Names by build id and offset.
     names: LruCache<(Box<[u8]>, u64), Vec<Symbol>>,
-    /// By path and build id: device, inode, length and last change of the file when it was checked, and whether it has
-    /// that build id.
-    files: HashMap<(Box<str>, Box<[u8]>), ([u64; 5], bool)>,
+    /// By path and build id: the file when it was checked, and whether it has that build id.
+    files: HashMap<BuildAt, (FileVersion, bool)>,
     /// Debug information by build id, while a request body is composed; `None` if there is none, or not enough memory.
     opened: HashMap<Box<[u8]>, Option<DebugFile>>,
 }
