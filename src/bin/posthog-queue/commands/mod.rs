@@ -26,6 +26,10 @@ pub(crate) enum Command {
     /// Shows what is in the queues, whether it leaves, and if not, why
     Status(status::Args),
     /// Measures a directory's disk, and kills a process on it again and again: is anything lost there?
+    ///
+    /// Measures the disk, kills a process with SIGKILL while it captures there, again and again, and simulates power
+    /// cuts. Writes only to a new directory below DIR, which is removed afterwards, also when the command is interrupted.
+    /// Sends nothing. Needs 64 MiB of space and less than a minute.
     Prove(prove::Args),
     /// Shows crash reports that wait to be sent
     Crash(crash::Args),

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args as ClapArgs;
 use posthog::inspect::{self, DiskReport, Latencies, PowerCuts, ProofDir};
+use posthog::stats::QueueMedium;
 use posthog::{Client, Event};
 use serde::Serialize;
 use uuid::Uuid;
@@ -19,9 +20,6 @@ use uuid::Uuid;
 use crate::output::{Output, Tone, Unit};
 use crate::{Failure, Verdict};
 
-/// Measures the disk of a directory, then kills a process with SIGKILL while it captures there, again and again, and
-/// simulates power cuts. Writes only to a new directory below DIR, which is removed afterwards, also when the command is
-/// interrupted. Sends nothing. Needs 64 MiB of space.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Args {
     /// The directory: the one that a program uses for its queue, or any other on the same disk
@@ -448,11 +446,14 @@ fn print_losses(proof: &Proof, output: &mut Output) -> Result<(), Failure> {
     };
     if let Some(kills) = &proof.kills {
         let promised = format!("{} accepted", grouped(kills.accepted));
-        rows.push(row("SIGKILL at any moment", format!("{} times", kills.kills), promised, [kills.lost, kills.twice]));
+        rows.push(row("SIGKILL at any moment", times_tried(kills.kills), promised, [kills.lost, kills.twice]));
     }
     if let Some(cuts) = &proof.power_cuts {
         let promised = format!("{} persisted", grouped(cuts.persisted));
-        rows.push(row("power cut (simulated)", format!("{} times", cuts.cuts), promised, [cuts.lost, cuts.twice]));
+        // The simulation takes memory for a disk.
+        let is_memory = proof.disk.medium == QueueMedium::MemoryFileSystem;
+        let what = if is_memory { "power cut (were it a disk)" } else { "power cut (simulated)" };
+        rows.push(row(what, times_tried(cuts.cuts), promised, [cuts.lost, cuts.twice]));
     }
     if !rows.is_empty() {
         output.table(&["WHAT HAPPENED", "TRIED", "EVENTS", "LOST", "TWICE"], rows)?;
@@ -469,6 +470,10 @@ fn print_losses(proof: &Proof, output: &mut Output) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+fn times_tried(count: u32) -> String {
+    if count == 1 { "once".to_owned() } else { format!("{count} times") }
 }
 
 fn times(latencies: &Latencies, is_many: bool) -> String {
