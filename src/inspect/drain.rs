@@ -199,7 +199,8 @@ impl Drain {
     /// Ends the drain: what is in flight may finish within `grace`, and the queues are released. Returns how far it came.
     pub fn end(self, grace: Duration) -> Result<DrainProgress, InspectError> {
         let progress = self.progress()?;
-        let closed = self.client.shutdown(if progress.is_over { Duration::ZERO } else { grace });
+        // With nothing to send it ends at once. A crash report may have become an event just now.
+        let closed = self.client.shutdown(grace);
         let _ = closed.wait(grace.saturating_add(Duration::from_secs(10)));
         let survey = survey(&self.project_dir)?;
         Ok(DrainProgress {

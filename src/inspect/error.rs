@@ -21,7 +21,7 @@ pub enum InspectError {
         path: PathBuf,
     },
     /// The files belong to another user.
-    #[error("{path:?} may not be read or written by this user; run the command as {user}, or as root")]
+    #[error("{path:?} may not be read or written by this user; run the command as {}", or_root(user))]
     Permission {
         /// The file or directory.
         path: PathBuf,
@@ -116,6 +116,10 @@ impl InspectError {
             }
         }
     }
+}
+
+fn or_root(user: &str) -> String {
+    if user == "root" { user.to_owned() } else { format!("{user}, or as root") }
 }
 
 /// The user that owns the nearest existing directory of a path, by name if the system knows one.

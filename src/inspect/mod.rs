@@ -5,6 +5,9 @@
 //! process at a time owns ([`QueueDir`]). Functions that read change nothing, and work beside a living owner. Functions
 //! that write open the queue as its owner, and fail with [`InspectError::Owned`] while another process has it.
 //!
+//! [`import`] fills a new queue of a project from a file, [`move_to`] moves the events of a queue to another project, and
+//! [`Drain`] delivers the queues of a project in place of its program.
+//!
 //! ```no_run
 //! for queue in posthog::inspect::queues(&posthog::inspect::default_queue_dir()?)? {
 //!     println!("{} is owned by {:?}", queue.path().display(), queue.owner()?);

@@ -140,7 +140,7 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Result<Verdict, Failure> {
             break;
         }
     }
-    if projects.is_empty() {
+    if projects.is_empty() && verdict == Verdict::Fine {
         output.note("Nothing to deliver: the queues are empty.");
     }
     Ok(verdict)
