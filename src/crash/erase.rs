@@ -160,8 +160,8 @@ struct Without {
 /// reader uses them.
 fn without_person(bytes: &[u8], wanted: &Wanted<'_>) -> Without {
     let (mut out, mut without, mut is_changed) = (bytes.to_vec(), Without::default(), false);
-    let (located, damaged) = format::locate(bytes);
-    for (range, record) in located {
+    let located = format::locate(bytes);
+    for (range, record) in located.records {
         let is_of_person = record.text(Tag::DistinctId).is_some_and(|id| (wanted.is_person)(&id));
         let is_mention = !is_of_person && (wanted.mentions)(bytes.get(range.clone()).unwrap_or_default());
         without.records += u64::from(is_of_person);
@@ -171,7 +171,9 @@ fn without_person(bytes: &[u8], wanted: &Wanted<'_>) -> Without {
             is_changed = true;
         }
     }
-    for range in damaged.into_iter().filter(|range| (wanted.mentions)(bytes.get(range.clone()).unwrap_or_default())) {
+    for range in
+        located.damaged.into_iter().filter(|range| (wanted.mentions)(bytes.get(range.clone()).unwrap_or_default()))
+    {
         if let Some(stretch) = out.get_mut(range) {
             stretch.fill(0);
             is_changed = true;

@@ -307,8 +307,16 @@ pub(super) fn scan(bytes: &[u8]) -> Scanned {
 
 /// The records in any bytes with their places, and the stretches between them.
 #[cfg(feature = "inspect")]
-pub(super) fn locate(bytes: &[u8]) -> (Vec<(std::ops::Range<usize>, Record)>, Vec<std::ops::Range<usize>>) {
-    let (mut records, mut damaged) = (Vec::new(), Vec::new());
+#[derive(Debug, Default)]
+pub(super) struct Located {
+    pub(super) records: Vec<(std::ops::Range<usize>, Record)>,
+    pub(super) damaged: Vec<std::ops::Range<usize>>,
+}
+
+/// Finds the records in any bytes, as [`scan`] does.
+#[cfg(feature = "inspect")]
+pub(super) fn locate(bytes: &[u8]) -> Located {
+    let Located { mut records, mut damaged } = Located::default();
     let (mut at, mut end) = (0, 0);
     while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
         let Some((record, len)) = rest.starts_with(&MAGIC).then(|| parse(rest)).flatten() else {
@@ -325,7 +333,7 @@ pub(super) fn locate(bytes: &[u8]) -> (Vec<(std::ops::Range<usize>, Record)>, Ve
     if end < bytes.len() {
         damaged.push(end..bytes.len());
     }
-    (records, damaged)
+    Located { records, damaged }
 }
 
 /// Decodes the record at the beginning of `bytes`, and returns its length.

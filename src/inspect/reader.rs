@@ -103,6 +103,7 @@ pub enum Content<'a> {
     Damage(Damage),
 }
 
+type Walk<'a> = &'a dyn Fn(&Reader, Pass<'_>) -> Result<ControlFlow<()>, QueueError>;
 type Pass<'a> = &'a mut dyn FnMut(Found<'_>) -> ControlFlow<()>;
 
 impl QueueDir {
@@ -154,11 +155,7 @@ impl QueueReader {
         self.walk(each, &|reader, pass| reader.walk_dead(pass))
     }
 
-    fn walk(
-        &self,
-        each: &mut dyn FnMut(Content<'_>) -> ControlFlow<()>,
-        walk: &dyn Fn(&Reader, Pass<'_>) -> Result<ControlFlow<()>, QueueError>,
-    ) -> Result<(), InspectError> {
+    fn walk(&self, each: &mut dyn FnMut(Content<'_>) -> ControlFlow<()>, walk: Walk<'_>) -> Result<(), InspectError> {
         let mut pass = |found: Found<'_>| match found {
             Found::Record { seq, body, checkpointed_at } => {
                 let place =

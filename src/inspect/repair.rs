@@ -8,6 +8,7 @@ use super::error::InspectError;
 use super::places::{QueueDir, queues};
 use crate::config::former_projects;
 use crate::queue::{Finding, Project};
+use crate::sys::wording;
 
 /// The result of [`QueueDir::repair`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -50,6 +51,9 @@ impl QueueDir {
             _ => None,
         };
         let mut notes = owned.notes();
+        if owned.replayed > 0 {
+            notes.push(format!("{} moved from the journal into the store", wording::count(owned.replayed, "event")));
+        }
         if !is_moved {
             notes.push("events stay in the journal, because they could not be moved into the new store".into());
         }

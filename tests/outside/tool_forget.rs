@@ -35,7 +35,7 @@ fn number(line: &Value, key: &str) -> u64 {
 
 /// [`work_and_die`], and a panic while a request of a user is served, and breadcrumbs and other events about that user.
 fn work_panic_and_die(place: &Place) {
-    let client = posthog::init(quiet(place)).unwrap();
+    let client = posthog::init(quiet(place).proxy("http://127.0.0.1:9")).unwrap();
     posthog::install_panic_hook();
     client.breadcrumb(format!("signed in: {}", user(3)));
     client.breadcrumb("nobody");
@@ -247,7 +247,7 @@ fn retry_killed_at_any_moment_loses_no_dead_letter() {
 #[test]
 fn dead_letters_of_a_queue_in_use_are_listed() {
     let fixture = Fixture::new();
-    fixture.sink.script([Answer::results(["drop:a mistake"])]);
+    fixture.sink.default_answer(Answer::results(["drop:a mistake"]));
     let client = Client::new(quiet(&fixture)).unwrap();
     let uuid: Uuid = accepted(&client.capture(Event::new("bad", user(1))));
     let _flushed = client.flush();
