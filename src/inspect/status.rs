@@ -22,8 +22,8 @@ use crate::sys::disk::Disk;
 /// How a queue is, at the moment at which it was read. [`verdict`](Self::verdict) judges it.
 ///
 /// What the owner says of itself (`delivery`, `fill_percent`, `rejecting`, `dropped`, `storage`, `medium`) is what it wrote
-/// when it last had something to do: at `described_at`. It is `None` or empty for an owner with a version of this library
-/// before 0.2, and until an owner has opened the queue.
+/// when it last had something to do: at `described_at`. It is `None` or empty until an owner has opened the queue, and of
+/// an owner whose version of this library does not write it.
 ///
 /// Serialized, every field is a key of an object, times are Unix time in seconds, and what is not known is `null`.
 #[derive(Clone, Debug, Serialize)]

@@ -71,7 +71,12 @@ fn headline(readings: &[Reading], output: &Output) -> Vec<String> {
             format!("{events} in {} queues ({})", readings.len(), each.join(", "))
         }
     };
-    vec![format!("{}: {text}", output.toned(tone(worst), worst.name()))]
+    let why = match readings {
+        [Reading { found: Ok(found), .. }] => found.verdict.findings.first().map(|finding| finding.cause),
+        _ => None,
+    };
+    let why = why.map(|cause| format!(" ({})", cause.replace('_', " "))).unwrap_or_default();
+    vec![format!("{}{why}: {text}", output.toned(tone(worst), worst.name()))]
 }
 
 fn project_head(status: &QueueStatus) -> Vec<String> {
@@ -172,7 +177,7 @@ fn details(found: &Found, has_others: bool) -> Vec<String> {
         let each: Vec<_> = status.dropped.iter().map(|(why, many)| count(*many, why.name())).collect();
         add("dropped", format!("in the last run: {}", each.join(", ")));
     }
-    delivery(status, &mut add);
+    delivery(found, &mut add);
     storage(status, &mut add);
     owner(status, &mut add);
     if status.crash_reports + status.given_up_crash_reports > 0 {
@@ -185,7 +190,8 @@ fn details(found: &Found, has_others: bool) -> Vec<String> {
     lines
 }
 
-fn delivery(status: &QueueStatus, add: &mut impl FnMut(&str, String)) {
+fn delivery(found: &Found, add: &mut impl FnMut(&str, String)) {
+    let status = &found.status;
     let Some(delivery) = &status.delivery else { return };
     if status.owner.is_some() {
         let failures = match delivery.consecutive_failures {
@@ -196,7 +202,7 @@ fn delivery(status: &QueueStatus, add: &mut impl FnMut(&str, String)) {
         let since = delivery.failing_since.map(|at| format!(" since {}", clock(at))).unwrap_or_default();
         add("delivery", format!("{}{failures}{since}", delivery.phase));
     } else {
-        add("delivery", "none, without a process".to_owned());
+        add("delivery", "none: no process has the queue open".to_owned());
     }
     if delivery.quarantined > 0 {
         add("", format!("{} skipped for now", events(delivery.quarantined)));
@@ -204,7 +210,9 @@ fn delivery(status: &QueueStatus, add: &mut impl FnMut(&str, String)) {
     if let Some(at) = delivery.last_success {
         add("", format!("last success {}", clock(at)));
     }
-    if let Some(error) = &delivery.last_error {
+    // What a finding says is not said again.
+    let is_said = |error: &&String| found.verdict.findings.iter().any(|finding| finding.what.contains(error.as_str()));
+    if let Some(error) = delivery.last_error.as_ref().filter(|error| !is_said(error)) {
         add("", format!("last error: {error}"));
     }
 }
@@ -215,8 +223,8 @@ fn storage(status: &QueueStatus, add: &mut impl FnMut(&str, String)) {
         parts.extend(status.storage.as_ref().map(ToString::to_string));
         parts.extend(status.medium.map(|medium| medium.to_string()));
     }
-    parts.push(format!("{} on it", BinaryBytes(status.file_bytes)));
-    parts.extend(status.free_bytes.map(|free| format!("{} free", BinaryBytes(free))));
+    parts.push(format!("files of {}", BinaryBytes(status.file_bytes)));
+    parts.extend(status.free_bytes.map(|free| format!("{} free on the disk", BinaryBytes(free))));
     add("storage", parts.join(", "));
 }
 
