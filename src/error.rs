@@ -39,7 +39,7 @@ pub enum Error {
     /// The queue directory did not answer in time; a network file system that hangs does this.
     #[error(
         "opening the queue in {path:?} took longer than {}: its file system does not answer, or a large queue is being checked; try again, \
-         or choose a directory on a local disk (queue_dir)",
+         or choose a directory on a local disk (queue_dir, POSTHOG_QUEUE_DIR)",
         time(OPEN_TIMEOUT)
     )]
     Timeout {

@@ -63,10 +63,16 @@
 //! Problems that no return value reports are logged through `tracing` under the target `posthog`: at most one line a
 //! minute about one subject, with the sum of the events that it stands for. Each line says what happened, what the
 //! library does now, and what the operator can do, and has its facts as fields too: `kind`, and where they apply `host`,
-//! `waiting` (events), `next_attempt_ms`, `events`, `held_back`, `status`, `path` and `uuid`.
+//! `waiting` (events), `next_attempt_ms`, `outage_ms`, `events`, `held_back`, `status`, `path` and `uuid`.
+//!
+//! Figures are those of the moment of the line. Lines that are held back for the minute are added up, so their sum covers
+//! that time (`in the last 60 s`); one about an outage is logged without the number of waiting events, and not at all
+//! once the outage has ended. An outage is logged when it begins, when a whole cycle of attempts has failed (from then on
+//! minutes pass between attempts), and when it ends: `events are delivered again to .., after 4 min of failures`.
 //!
 //! A client that starts logs one line at level `INFO` (`kind = "started"`: host, beginning of the key, directory, events
-//! found, protocol, proxy), and so does one that begins to deliver a queue that another process left (`queue_adopted`).
+//! of earlier runs, protocol, proxy), so does one that begins to deliver a queue that another process left
+//! (`queue_adopted`), and each queue that is closed with nothing left in it (`closed`: delivered, remaining).
 //! At level `DEBUG` there is a line for each request (`kind = "request"`: method, path, status, events, bytes,
 //! duration). No line contains a key, a password or the content of an event.
 //!
@@ -139,6 +145,9 @@ pub use error::Error;
 pub use event::Event;
 pub use pipeline::Pending;
 pub use report::{DropReason, Stats};
+/// The type of an event's uuid, as in [`Receipt::uuid`] and [`reports::DeliveryNotice`]. It implements `Serialize`.
+#[doc(no_inline)]
+pub use uuid::Uuid;
 
 pub mod feature_flags {
     //! Feature flags: evaluation, local definitions, and what is returned when PostHog cannot be reached.

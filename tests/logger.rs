@@ -148,7 +148,8 @@ fn log_lines_of_requests_are_not_captured_but_diagnostics_are() {
     drop(client.flush().wait(Duration::from_secs(30)));
     assert!(OWN_LINES.load(Ordering::SeqCst) > queued_lines);
     assert!(client.stats().accepted > 2, "{:?}", client.stats());
-    assert!(client.shutdown(Duration::ZERO).wait(Duration::from_secs(30)).is_ok());
+    let closed = client.shutdown(Duration::from_secs(30)).wait(Duration::from_secs(60)).unwrap();
+    assert_eq!(closed.remaining, 0, "{closed:?}");
     own_lines_have_their_facts_as_fields_and_no_secret(&sink);
 }
 
@@ -161,6 +162,8 @@ fn own_lines_have_their_facts_as_fields_and_no_secret(sink: &Sink) {
     let request = [r#"method="POST""#, r#"path="/batch/""#, "status=200", "events=1", "bytes=", "duration_ms="];
     must_have(&own_line("DEBUG", "request"), &request);
     must_have(&own_line("WARN", "paused"), &[&host, "waiting=", "next_attempt_ms=", "status=401"]);
+    must_have(&own_line("INFO", "endpoint_recovered"), &[&host, "outage_ms="]);
+    must_have(&own_line("INFO", "closed"), &["delivered=", "remaining=0", "queue_dir="]);
     let lines = OWN_TEXTS.lock().unwrap();
     assert!(lines.iter().any(|line| line.contains(r#"path="/flags/""#)), "{lines:#?}");
     assert!(!lines.iter().any(|line| line.contains("phc_logger_and_the_rest")), "{lines:#?}");

@@ -139,7 +139,7 @@ impl Shared {
         let Prepared { record, now_nanos } = prepared;
         match pipeline.append(record.body(), record.class as u8) {
             Ok(seq) => {
-                if self.is_armed.load(Ordering::Relaxed) {
+                if self.is_armed.load(Ordering::Relaxed) && self.settings.breadcrumb_events {
                     crash::record_breadcrumb(record.name(), now_nanos);
                 }
                 let receipt = Receipt::accepted(record.uuid, seq, pipeline);

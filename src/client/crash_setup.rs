@@ -123,7 +123,7 @@ impl Client {
     ///
     /// - in the report of a panic or a fatal signal and in the exceptions of this client, as `$exception_steps`, together
     ///   with the names of the events that it captured while [`install_panic_hook`](crate::install_panic_hook) or a crash
-    ///   handler was installed;
+    ///   handler was installed ([`Config::breadcrumb_events`](crate::Config::breadcrumb_events));
     /// - in [`PreviousRun::breadcrumbs`](crate::crashes::PreviousRun::breadcrumbs) at the next start, however this
     ///   process ended, also after SIGKILL.
     ///
@@ -185,6 +185,17 @@ impl Shared {
 mod tests {
     use super::*;
     use crate::{Config, Event};
+
+    #[test]
+    fn names_of_events_are_no_breadcrumbs_if_turned_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::new("phc_quiet").queue_dir(dir.path()).host("http://127.0.0.1:9").min_free_space(0);
+        let client = Client::new(config.breadcrumb_events(false)).unwrap();
+        // As after `init` and `install_panic_hook`.
+        client.shared.is_armed.store(true, Ordering::SeqCst);
+        assert!(client.capture(Event::new("no_breadcrumb_of_this", "user_1")).is_accepted());
+        assert!(!crash::recorded_texts().iter().any(|text| text == "no_breadcrumb_of_this"));
+    }
 
     #[test]
     fn a_client_that_is_not_process_wide_notes_nothing() {

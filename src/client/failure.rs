@@ -12,7 +12,7 @@ use crate::queue::{QueueError, StoreError};
 use crate::sys::disk::Disk;
 use crate::transport::TransportError;
 
-const ANOTHER: &str = "choose a directory on a local disk that this user may write to (queue_dir)";
+const ANOTHER: &str = "choose a directory on a local disk that this user may write to (queue_dir, POSTHOG_QUEUE_DIR)";
 
 /// Bytes of a new queue's files besides the arena and the reserve: the store and the status page.
 const REST_BYTES: u64 = 1024 * 1024;

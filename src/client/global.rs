@@ -465,11 +465,11 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_key_is_recorded_and_logged_as_information() {
+    fn a_missing_key_is_recorded_and_logged_as_a_warning() {
         let mut client = None;
         let lines = lines_of(|| client = Client::new(Config::without_key()).ok());
         let [line] = lines.as_slice() else { panic!("{lines:?}") };
-        assert!(line.starts_with("INFO POSTHOG_API_KEY is not set: "), "{line}");
+        assert!(line.starts_with("WARN POSTHOG_API_KEY is not set: "), "{line}");
         assert_eq!(client.map(|client| client.diagnostics()), Some(vec![Diagnostic::KeyMissing]));
         assert!(
             lines_of(|| drop(Client::new(Config::disabled()))).is_empty(),

@@ -35,7 +35,7 @@ fn number(diagnostic: &D) -> usize {
         D::EndpointFailing { .. } => 4,
         D::NotPostHog { .. } => 5,
         D::Paused { .. } => 6,
-        D::EndpointRecovered => 7,
+        D::EndpointRecovered { .. } => 7,
         D::QuotaLimited { .. } => 8,
         D::DeliveryWarning { .. } => 9,
         D::CallbackPanicked { .. } => 10,
@@ -77,9 +77,23 @@ fn every_diagnostic_has_a_pinned_text() {
     assert_eq!(seen, (0..=37).collect());
 }
 
+/// An operator changes settings by variables, and may not know the program's code.
+#[test]
+fn a_text_that_names_a_setting_names_its_variable() {
+    let tables = [delivery(), pauses(), queue(), directories(), surroundings(), program(), flags()];
+    for (diagnostic, _) in tables.iter().flatten() {
+        let text = diagnostic.to_string();
+        let named = text.split("Config::").skip(1);
+        for setting in named.filter_map(|rest| rest.split(|c: char| !c.is_ascii_lowercase() && c != '_').next()) {
+            let variable = format!("POSTHOG_{}", setting.to_ascii_uppercase());
+            assert!(!crate::config::variable_names().contains(&&*variable) || text.contains(&variable), "{text}");
+        }
+    }
+}
+
 fn backlog() -> Backlog {
     let next_attempt = Some(Duration::from_secs(300));
-    Backlog { host: "https://eu.i.posthog.com".into(), events: 1_234, next_attempt }
+    Backlog { host: "https://eu.i.posthog.com".into(), events: 1_234, next_attempt, is_cooldown: false }
 }
 
 fn delivery() -> Vec<(D, &'static str)> {
@@ -115,10 +129,14 @@ fn delivery() -> Vec<(D, &'static str)> {
         (
             D::NotPostHog { status: 200, snippet: "<html>welcome".into(), backlog: backlog() },
             "the server that responds at https://eu.i.posthog.com (HTTP status 200) is not PostHog; events stay queued (1,234 waiting); \
-             next attempt in 5 min; check Config::host, which must be the ingestion host without /batch, and any proxy or captive portal in between; the response \
+             next attempt in 5 min; check Config::host (POSTHOG_HOST), which must be the ingestion host without /batch, and any proxy or captive portal in between; the response \
              begins: <html>welcome",
         ),
-        (D::EndpointRecovered, "events are delivered again"),
+        (
+            D::EndpointRecovered { after: Duration::from_secs(7_260), backlog: backlog() },
+            "events are delivered again to https://eu.i.posthog.com, after 2 h of failures (1,234 waiting)",
+        ),
+        (D::EndpointRecovered { after: Duration::ZERO, backlog: Backlog::default() }, "events are delivered again"),
         (
             D::QuotaLimited { kinds: vec!["events".into(), "recordings".into()] },
             "PostHog accepts requests but discards events over quota (events, recordings); those events count as delivered; raise the \
@@ -156,12 +174,12 @@ fn pauses() -> Vec<(D, &'static str)> {
         (
             waiting,
             "PostHog rejects the API key at https://eu.i.posthog.com (HTTP status 401: API key is not valid); events stay queued (1,234 \
-             waiting); next attempt in 5 min; check the project's API key (phc_...) and that Config::host is its region",
+             waiting); next attempt in 5 min; check the project's API key (phc_...) and that Config::host (POSTHOG_HOST) is its region",
         ),
         (
             paused(401, "API key is not valid", true),
             "PostHog rejects the API key (HTTP status 401: API key is not valid); events stay queued; delivery is tried again; check \
-             the project's API key (phc_...) and that Config::host is its region",
+             the project's API key (phc_...) and that Config::host (POSTHOG_HOST) is its region",
         ),
         (
             paused(402, "billing limit", true),
@@ -171,12 +189,12 @@ fn pauses() -> Vec<(D, &'static str)> {
         (
             paused(415, "unsupported_content_type", true),
             "PostHog does not accept the encoding of requests (HTTP status 415: unsupported_content_type); events stay queued; \
-             delivery is tried again; choose another Config::compression",
+             delivery is tried again; choose another Config::compression (POSTHOG_COMPRESSION)",
         ),
         (
             paused(403, "<html>", false),
             "the server rejects all requests, and its response is not PostHog's (HTTP status 403: <html>); events stay queued; delivery \
-             is tried again; check Config::host, and proxies and firewalls on the way",
+             is tried again; check Config::host (POSTHOG_HOST), and proxies and firewalls on the way",
         ),
     ]
 }
@@ -208,7 +226,7 @@ fn queue() -> Vec<(D, &'static str)> {
         ),
         (
             D::EventsLost { events: 2, after_restart: true },
-            "2 accepted events lost in a power cut or a crash of the machine, before the sync; lower Config::sync_interval, or await \
+            "2 accepted events lost in a power cut or a crash of the machine, before the sync; lower Config::sync_interval (POSTHOG_SYNC_INTERVAL), or await \
              Receipt::persisted for events that matter",
         ),
         (
@@ -224,11 +242,11 @@ fn queue() -> Vec<(D, &'static str)> {
         (
             D::Evicted { events: 1_500, for_age: false },
             "1,500 queued events deleted without being delivered: to make room for newer ones (OverflowPolicy::DropOldest); raise \
-             Config::max_queue_bytes to keep more",
+             Config::max_queue_bytes (POSTHOG_MAX_QUEUE_BYTES) to keep more",
         ),
         (
             D::Evicted { events: 1, for_age: true },
-            "1 queued event deleted without being delivered: older than Config::max_queue_age",
+            "1 queued event deleted without being delivered: older than Config::max_queue_age (POSTHOG_MAX_QUEUE_AGE)",
         ),
     ]
 }
@@ -248,7 +266,7 @@ fn directories() -> Vec<(D, &'static str)> {
                 volume_bytes: Some(1 << 30),
             },
             "new events are dropped: the file system of /q has 12 MiB free, less than min_free_space (32 MiB); queued events are kept and \
-             delivered; free some space there, or lower Config::min_free_space",
+             delivered; free some space there, or lower Config::min_free_space (POSTHOG_MIN_FREE_SPACE)",
         ),
         (
             D::LowDiskSpace {
@@ -258,7 +276,7 @@ fn directories() -> Vec<(D, &'static str)> {
                 volume_bytes: Some(20 << 20),
             },
             "new events are dropped: the file system of /q has 12 MiB free, less than min_free_space (32 MiB); queued events are kept and \
-             delivered; its total size is only 20 MiB: lower Config::min_free_space, or use a larger file system",
+             delivered; its total size is only 20 MiB: lower Config::min_free_space (POSTHOG_MIN_FREE_SPACE), or use a larger file system",
         ),
         (
             D::QueueDirExposed { path: "/srv".into(), why: "every user may write to it".into() },
@@ -268,7 +286,7 @@ fn directories() -> Vec<(D, &'static str)> {
         (
             D::HostReplaced { given: "https://eu.posthog.com".into(), used: "https://eu.i.posthog.com".into() },
             "the host https://eu.posthog.com is PostHog's app; events and flags are sent to its ingestion host https://eu.i.posthog.com \
-             instead; set Config::host to that",
+             instead; set Config::host (POSTHOG_HOST) to that",
         ),
     ]
 }
@@ -281,18 +299,18 @@ fn surroundings() -> Vec<(D, &'static str)> {
                 path: "/q".into(),
                 what: "a container's own layer: events in it are lost with the container",
             },
-            "the queue directory /q is on a container's own layer: events in it are lost with the container; set Config::queue_dir \
+            "the queue directory /q is on a container's own layer: events in it are lost with the container; set Config::queue_dir (POSTHOG_QUEUE_DIR) \
              to a directory on a persistent local disk",
         ),
         (
             D::OrphanedQueue { path: "/q/cd".into(), owner, events: 1, bytes: 312 },
             "not delivered: 1 event (312 bytes) of the key phc_abcd... at https://eu.i.posthog.com, because no process has that queue \
-             open; call Config::adopt_queue(key, host) to deliver them, or remove /q/cd to discard them",
+             open; call Config::adopt_queue(key, host) or set POSTHOG_ADOPT_QUEUE=key@host to deliver them, or remove /q/cd to discard them",
         ),
         (
             D::OrphanedQueues { path: "/q".into(), queues: 3, events: 60, bytes: 5 << 20 },
-            "not delivered either: 60 events (5 MiB) in 3 more queues of other keys or hosts under /q; call Config::adopt_queue(key, \
-             host) for each to deliver them, or remove the directories to discard them",
+            "not delivered either: 60 events (5 MiB) in 3 more queues of other keys or hosts under /q; call Config::adopt_queue(key, host) or set POSTHOG_ADOPT_QUEUE=key@host \
+             for each to deliver them, or remove the directories to discard them",
         ),
         (
             D::QueueSkipped { path: "/q/ab/shard-1".into(), why: "a newer version of this library wrote it".into() },
@@ -416,7 +434,7 @@ fn a_drop_names_the_bound_and_why_the_queue_is_full() {
         (
             &at,
             DropReason::JournalFull,
-            "journal is full (journal_bytes = 8 MiB): events come faster than they can be stored; raise Config::journal_bytes",
+            "journal is full (journal_bytes = 8 MiB): events come faster than they can be stored; raise Config::journal_bytes (POSTHOG_JOURNAL_BYTES)",
         ),
         (
             &ill,
@@ -432,7 +450,7 @@ fn a_drop_names_the_bound_and_why_the_queue_is_full() {
             &at,
             DropReason::DiskFull,
             "the file system of /q/ab/shard-0 has less free than min_free_space (32 MiB); free some space, or lower \
-             Config::min_free_space",
+             Config::min_free_space (POSTHOG_MIN_FREE_SPACE)",
         ),
         (&ill, DropReason::Storage, "the journal in /q/ab/shard-0 could not be written: /q: the disk is full"),
         (&at, DropReason::Closed, "the client was shut down"),
@@ -489,7 +507,7 @@ fn every_error_has_a_pinned_text() {
         (
             Error::Timeout { path: "/q".into() },
             "opening the queue in \"/q\" took longer than 30 s: its file system does not answer, or a large queue is being checked; try \
-             again, or choose a directory on a local disk (queue_dir)",
+             again, or choose a directory on a local disk (queue_dir, POSTHOG_QUEUE_DIR)",
         ),
         (
             Error::Resources(std::io::ErrorKind::WouldBlock.into()),

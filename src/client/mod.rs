@@ -57,7 +57,7 @@ use crate::flags::Overrides;
 use crate::pipeline::{self, Pending, Pipeline, PipelineOptions, abbreviated, ask_all, pending};
 #[cfg(feature = "metrics")]
 use crate::recorder::facade::{Published, Publisher};
-use crate::recorder::{Diagnostics, Started, log_started};
+use crate::recorder::{Diagnostics, Started, log_closed, log_started};
 use crate::report::{Diagnostic, DropReason, FlushReport, Health, ShutdownReport, Stats};
 
 #[cfg(fuzzing)]
@@ -161,9 +161,7 @@ impl Client {
         checked.diagnostics.into_iter().for_each(|diagnostic| diagnostics.record(diagnostic));
         let rules = Rules::new(checked.opted_out, checked.before_send, checked.super_properties);
         let flags = Flags::new(&checked.flags, clock, Overrides::default());
-        let client = Self::start(checked.pipeline, checked.settings, (rules, flags), diagnostics, None)?;
-        client.shared.log_started();
-        Ok(client)
+        Self::start(checked.pipeline, checked.settings, (rules, flags), diagnostics, None)
     }
 
     fn start(
@@ -179,7 +177,14 @@ impl Client {
                 let place = Place::of(&options);
                 let (recorder, ending) = (Arc::clone(&diagnostics), Arc::clone(&diagnostics));
                 options.report = Arc::new(move |diagnostic| recorder.record(diagnostic));
-                options.ended = Arc::new(move || ending.log_all());
+                let is_child = parent.is_some();
+                options.ended = Arc::new(move |report, dir| {
+                    ending.log_all();
+                    // Not in a forked child, as for the start.
+                    if !is_child {
+                        log_closed(report, dir);
+                    }
+                });
                 let pipeline = pipeline::start(options, parent).map_err(|error| explain(error, &place))?;
                 receipt::register(&pipeline);
                 schedule_log(&diagnostics, &pipeline);
@@ -216,6 +221,10 @@ impl Client {
         // A forked child often lives for a moment only: its AI pipeline is opened by its first AI event.
         shared.open_ai_at_start(parent.is_none());
         let shared = Arc::new(shared);
+        if parent.is_none() {
+            // Before this run has captured anything of its own.
+            shared.log_started();
+        }
         shared.report_previous_run();
         shared.read_crash_reports();
         Ok(Self { shared })

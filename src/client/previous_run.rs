@@ -75,3 +75,21 @@ fn event_of(run: &PreviousRun, own_id: &str) -> Event {
         _ => event,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::recorder::captured_log::lines_of;
+    use crate::{Client, Config};
+
+    #[test]
+    fn the_line_of_a_start_counts_what_earlier_runs_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = || Config::new("phc_1").host("http://127.0.0.1:9").queue_dir(dir.path()).min_free_space(0);
+        drop(Client::new(config()).unwrap());
+        let lines = lines_of(|| {
+            let client = Client::new(config().report_previous_run(true)).unwrap();
+            assert!(client.previous_run().is_some() && client.stats().accepted == 1);
+        });
+        assert!(lines.first().is_some_and(|line| line.contains("; 0 events of earlier runs in ")), "{lines:?}");
+    }
+}

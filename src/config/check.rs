@@ -33,6 +33,7 @@ use crate::transport::{ClientIdentity, TransportOptions};
 pub(crate) struct Settings {
     pub(crate) ai_lane: bool,
     pub(crate) report_previous_run: bool,
+    pub(crate) breadcrumb_events: bool,
     pub(crate) disable_geoip: bool,
     pub(crate) exact_timestamps: bool,
     pub(crate) exception_rate_limit: (u32, Duration),
@@ -97,6 +98,7 @@ impl Config {
             settings: Settings {
                 ai_lane: self.ai_lane,
                 report_previous_run: self.report_previous_run,
+                breadcrumb_events: self.breadcrumb_events,
                 disable_geoip: self.disable_geoip,
                 exact_timestamps: self.exact_timestamps,
                 exception_rate_limit,
@@ -190,7 +192,7 @@ impl Config {
             network: None,
             on_delivery: self.on_delivery.clone(),
             report: Arc::new(|_| ()),
-            ended: Arc::new(|| ()),
+            ended: Arc::new(|_, _| ()),
             disk: Disk::default(),
             clock: Clock::System,
         })

@@ -7,7 +7,7 @@ use crate::error::Error;
 
 impl Config {
     /// Settings from the environment. Without `POSTHOG_API_KEY` the client is [`disabled`](Config::disabled) and reports
-    /// that once ([`Diagnostic::KeyMissing`](crate::diagnostics::Diagnostic::KeyMissing), logged at level `INFO`). All
+    /// that once ([`Diagnostic::KeyMissing`](crate::diagnostics::Diagnostic::KeyMissing)). All
     /// settings can still be changed; then the program decides, whatever the environment says. To let the operator
     /// decide instead, see [`with_env`](Self::with_env).
     ///
@@ -50,6 +50,12 @@ impl Config {
     /// | `POSTHOG_DISABLE_GEOIP` | [`disable_geoip`](Self::disable_geoip) | yes or no |
     /// | `POSTHOG_FLAG_REQUEST_TIMEOUT` | [`flag_request_timeout`](Self::flag_request_timeout) | a time |
     /// | `POSTHOG_FLAG_POLL_INTERVAL` | [`flag_poll_interval`](Self::flag_poll_interval) | a time |
+    /// | `POSTHOG_KEEP_FLAG_DEFINITIONS` | [`keep_flag_definitions`](Self::keep_flag_definitions) | yes or no |
+    /// | `POSTHOG_REPORT_PREVIOUS_RUN` | [`report_previous_run`](Self::report_previous_run) | yes or no |
+    /// | `POSTHOG_EXCEPTION_RATE_LIMIT` | [`exception_rate_limit`](Self::exception_rate_limit) | a number and a time, `10/10s`; or `0` |
+    /// | `POSTHOG_EXACT_TIMESTAMPS` | [`exact_timestamps`](Self::exact_timestamps) | yes or no |
+    /// | `POSTHOG_SYMBOLICATE` | [`symbolicate`](Self::symbolicate) | yes or no |
+    /// | `POSTHOG_BREADCRUMB_EVENTS` | [`breadcrumb_events`](Self::breadcrumb_events) | yes or no |
     ///
     /// Bytes are a number, alone or with a unit (`1048576`, `256MiB`); a time always has its unit (`500ms`, `5s`,
     /// `10min`, `12h`, `7d`); yes and no are also `true` and `false`, `on` and `off`, `1` and `0`. An empty variable

@@ -46,6 +46,8 @@ use flags::FlagOptions;
 pub(crate) use flags::FlagSettings;
 use values::TraceSource;
 pub use values::{BeforeSend, FlagsProtocol, TraceContext};
+#[cfg(test)]
+pub(crate) use variables::names as variable_names;
 
 /// The settings of a client.
 ///
@@ -79,6 +81,7 @@ pub struct Config {
     pub(super) memory_fallback: bool,
     pub(super) ai_lane: bool,
     pub(super) report_previous_run: bool,
+    pub(super) breadcrumb_events: bool,
     pub(super) adopt_queue: Vec<(String, String)>,
     pub(super) flush_at: usize,
     pub(super) flush_interval: Duration,
@@ -141,6 +144,7 @@ impl Config {
             memory_fallback: false,
             ai_lane: false,
             report_previous_run: false,
+            breadcrumb_events: true,
             adopt_queue: Vec::new(),
             flush_at: limits::FLUSH_AT_DEFAULT,
             flush_interval: limits::FLUSH_INTERVAL_DEFAULT,
@@ -621,6 +625,14 @@ impl Config {
     /// Default: off.
     pub fn report_previous_run(mut self, on: bool) -> Self {
         self.report_previous_run = on;
+        self
+    }
+
+    /// Whether names of captured events become breadcrumbs, while a panic hook or crash handler is installed: see
+    /// [`Client::breadcrumb`](crate::Client::breadcrumb). Turn it off in a program that captures so many events that
+    /// they displace the breadcrumbs of its log lines. Default: on.
+    pub fn breadcrumb_events(mut self, on: bool) -> Self {
+        self.breadcrumb_events = on;
         self
     }
 

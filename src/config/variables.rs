@@ -57,7 +57,20 @@ const VARIABLES: &[Variable] = &[
     plain("POSTHOG_DISABLE_GEOIP", |config, text| Ok(config.disable_geoip(flag(text)?))),
     plain("POSTHOG_FLAG_REQUEST_TIMEOUT", |config, text| Ok(config.flag_request_timeout(time(text)?))),
     plain("POSTHOG_FLAG_POLL_INTERVAL", |config, text| Ok(config.flag_poll_interval(time(text)?))),
+    plain("POSTHOG_KEEP_FLAG_DEFINITIONS", |config, text| Ok(config.keep_flag_definitions(flag(text)?))),
+    plain("POSTHOG_REPORT_PREVIOUS_RUN", |config, text| Ok(config.report_previous_run(flag(text)?))),
+    plain("POSTHOG_EXCEPTION_RATE_LIMIT", exception_rate_limit),
+    plain("POSTHOG_EXACT_TIMESTAMPS", |config, text| Ok(config.exact_timestamps(flag(text)?))),
+    plain("POSTHOG_SYMBOLICATE", |config, text| Ok(config.symbolicate(flag(text)?))),
+    plain("POSTHOG_BREADCRUMB_EVENTS", |config, text| Ok(config.breadcrumb_events(flag(text)?))),
 ];
+
+/// The names of all variables.
+#[cfg(test)]
+pub(crate) fn names() -> Vec<&'static str> {
+    let read_first = ["POSTHOG_API_KEY", "POSTHOG_HOST", "POSTHOG_QUEUE_DIR", "POSTHOG_SECRET_KEY"];
+    VARIABLES.iter().map(|variable| variable.name).chain(read_first).collect()
+}
 
 type Set = fn(Config, &str) -> Result<Config, String>;
 
@@ -182,6 +195,19 @@ fn overflow(text: &str) -> Result<OverflowPolicy, String> {
     }
 }
 
+/// `10/10s`: how many at once, and the time for one more; or `0`.
+fn exception_rate_limit(config: Config, text: &str) -> Result<Config, String> {
+    let wrong = || "must be a number and a time, such as 10/10s, or 0".to_owned();
+    match text.split_once('/') {
+        Some((burst, refill)) => Ok(config.exception_rate_limit(number(burst.trim())?, time(refill.trim())?)),
+        None if text == "0" => {
+            let (_, refill) = config.exception_rate_limit;
+            Ok(config.exception_rate_limit(0, refill))
+        }
+        None => Err(wrong()),
+    }
+}
+
 fn protocol(text: &str) -> Result<CaptureProtocol, String> {
     match text.to_ascii_lowercase().as_str() {
         "v0" => Ok(CaptureProtocol::V0),
@@ -241,7 +267,7 @@ mod tests {
     }
 
     /// A value for each variable.
-    const VALUES: [(&str, &str); 31] = [
+    const VALUES: [(&str, &str); 37] = [
         ("POSTHOG_DISABLED", "false"),
         ("POSTHOG_OPTED_OUT", "yes"),
         ("POSTHOG_MEMORY_FALLBACK", "on"),
@@ -273,6 +299,12 @@ mod tests {
         ("POSTHOG_DISABLE_GEOIP", "1"),
         ("POSTHOG_FLAG_REQUEST_TIMEOUT", "2s"),
         ("POSTHOG_FLAG_POLL_INTERVAL", "1min"),
+        ("POSTHOG_KEEP_FLAG_DEFINITIONS", "off"),
+        ("POSTHOG_REPORT_PREVIOUS_RUN", "on"),
+        ("POSTHOG_EXCEPTION_RATE_LIMIT", "100 / 1min"),
+        ("POSTHOG_EXACT_TIMESTAMPS", "yes"),
+        ("POSTHOG_SYMBOLICATE", "no"),
+        ("POSTHOG_BREADCRUMB_EVENTS", "no"),
     ];
 
     #[test]
@@ -297,6 +329,11 @@ mod tests {
         assert_eq!((config.first_send_jitter, config.request_timeout.as_secs()), (Duration::ZERO, 60));
         assert_eq!(config.connect_timeout, Some(Duration::from_secs(45)));
         assert_eq!((config.protocol, config.compression), (CaptureProtocol::V1, Compression::Deflate));
+        assert!(
+            config.report_previous_run && config.exact_timestamps && !config.symbolicate && !config.breadcrumb_events
+        );
+        assert_eq!(config.exception_rate_limit, (100, Duration::from_secs(60)));
+        assert_eq!(with(&[("POSTHOG_EXCEPTION_RATE_LIMIT", "0")]).exception_rate_limit.0, 0);
         assert!(config.proxy == crate::transport::Proxy::Url("http://user:secret@proxy:3128".into()));
         assert!(config.check().is_ok());
     }

@@ -96,8 +96,9 @@ impl Engine {
     fn note_recovery(&mut self, batch: &Batch) {
         if self.pace.accepted(batch.ticket) {
             self.outage_reports = OutageReports::default();
-            self.state.failing_since = None;
-            (self.report)(Diagnostic::EndpointRecovered);
+            let began = self.state.failing_since.take();
+            let after = began.map_or(Duration::ZERO, |began| self.clock.now().saturating_duration_since(began));
+            self.report_outage(Diagnostic::EndpointRecovered { after, backlog: Backlog::default() }, now());
         }
     }
 

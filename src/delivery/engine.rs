@@ -121,6 +121,9 @@ impl Engine {
     }
 }
 
+/// Why nothing is sent although no request of this process has failed.
+const RETRY_AFTER_OF_EARLIER: &str = "the server asked an earlier process to wait (Retry-After)";
+
 /// Runs an engine until it is stopped or abandoned.
 pub(super) async fn run(mut engine: Engine) {
     engine.begin();
@@ -141,7 +144,11 @@ impl Engine {
         let now = now();
         if let Some(at) = self.next_attempt {
             let wait = at.saturating_sub(self.clock.wall_nanos());
-            self.pace.resume_retry_after(now, Duration::from_nanos(u64::try_from(wait).unwrap_or(0)));
+            let wait = Duration::from_nanos(u64::try_from(wait).unwrap_or(0));
+            self.pace.resume_retry_after(now, wait);
+            if !wait.is_zero() {
+                self.state.last_error = Some(RETRY_AFTER_OF_EARLIER.to_owned());
+            }
         }
         match self.intake.read(1, Wanted::All, now) {
             Ok(true) => self.pace.delay_first_send(now, &mut self.rng),

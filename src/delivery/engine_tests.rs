@@ -250,7 +250,7 @@ async fn recovery_doubles_the_requests_in_flight_up_to_the_limit() {
     let in_flight: Vec<_> = rig.endpoint.seen().iter().map(|seen| seen.in_flight).collect();
     assert_eq!(in_flight[..8], [1, 1, 1, 1, 1, 1, 1, 2]);
     assert_eq!(in_flight.iter().max(), Some(&4));
-    assert_eq!(rig.noticed(|notice| *notice == Diagnostic::EndpointRecovered), 1);
+    assert_eq!(rig.noticed(|notice| matches!(notice, Diagnostic::EndpointRecovered { .. })), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -349,6 +349,7 @@ async fn the_first_send_of_a_backlog_waits_for_its_turn() {
     let late = Rig::with(queue_of(1, 1), |_| Reply::ok(), |parts| parts.options.pace.first_send_jitter = secs(3600));
     tokio::time::sleep(secs(1)).await;
     assert!(late.endpoint.seen().is_empty());
+    assert_eq!(late.handle.state().phase, Phase::Sending, "nothing has failed");
     assert_eq!(late.flush().await.delivered, 1);
     let fresh = Rig::with(queue_of(0, 0), |_| Reply::ok(), |parts| parts.options.pace.first_send_jitter = secs(3600));
     fresh.until(|rig| rig.handle.state().phase == Phase::Idle).await;

@@ -193,7 +193,7 @@ pub(crate) enum Phase {
     /// Nothing to send.
     #[default]
     Idle,
-    /// The endpoint is believed to work.
+    /// The endpoint is believed to work. Also before the first request of a process with a backlog, which is delayed.
     Sending,
     /// The last attempt failed; the next is due at `until`.
     Backoff { until: WallNanos },
@@ -235,6 +235,7 @@ impl Engine {
             Health::Paused { status, .. } => {
                 EndpointStatus::Paused { status, reason: self.pause_reason.clone(), retry_in }
             }
+            Health::Backoff { .. } if self.is_first_send_delayed(now) => EndpointStatus::Up,
             Health::Backoff { .. } | Health::Cooldown { .. } => EndpointStatus::Down { reason: reason(), retry_in },
             Health::Up if retry_in.is_some() => EndpointStatus::Down { reason: reason(), retry_in },
             Health::Up if quarantine.has_unproven(accepted) && quarantine.skipped(accepted, now).is_some() => {
@@ -248,6 +249,7 @@ impl Engine {
         let waits_until = self.pace.waits_until(now);
         let until = self.wall_of(waits_until.unwrap_or(now), now);
         match self.pace.health() {
+            Health::Backoff { .. } if self.is_first_send_delayed(now) => Phase::Sending,
             Health::Backoff { .. } => Phase::Backoff { until },
             Health::Cooldown { .. } => Phase::Cooldown { until },
             Health::Paused { status, .. } => Phase::Paused { status, until },
@@ -258,6 +260,11 @@ impl Engine {
                 None => Phase::Idle,
             },
         }
+    }
+
+    /// Whether delivery waits for nothing but the jitter before the first request of a process with a backlog.
+    fn is_first_send_delayed(&self, now: Instant) -> bool {
+        self.pace.consecutive_failures() == 0 && self.pace.retry_after_deadline(now).is_none()
     }
 
     fn wall_of(&self, at: Instant, now: Instant) -> WallNanos {

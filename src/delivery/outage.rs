@@ -234,11 +234,12 @@ impl Engine {
         true
     }
 
-    /// Reports a diagnostic about an outage, with what waits for its end.
+    /// Reports a diagnostic about an outage, or its end, with what waits for the endpoint.
     pub(super) fn report_outage(&self, diagnostic: Diagnostic, now: Instant) {
         let (host, _) = host_and_path(&self.options.url);
         let next_attempt = self.pace.waits_until(now).map(|at| at.saturating_duration_since(now));
-        let backlog = Backlog { host: host.to_owned(), events: self.source.waiting(), next_attempt };
+        let is_cooldown = matches!(self.pace.health(), Health::Cooldown { .. });
+        let backlog = Backlog { host: host.to_owned(), events: self.source.waiting(), next_attempt, is_cooldown };
         (self.report)(diagnostic.with_backlog(backlog));
     }
 

@@ -55,7 +55,7 @@ async fn the_next_outage_is_reported_again() {
         assert_eq!(rig.noticed(|notice| is_failing(notice, "HTTP status 503")), outage);
         rig.endpoint.change(|_| Reply::ok());
         rig.drained().await;
-        assert_eq!(rig.noticed(|notice| *notice == Diagnostic::EndpointRecovered), outage);
+        assert_eq!(rig.noticed(|notice| matches!(notice, Diagnostic::EndpointRecovered { .. })), outage);
         rig.endpoint.change(|_| Reply::new(503, ""));
         rig.commit(3);
     }

@@ -125,7 +125,7 @@ fn begins_with(known: &[&str], body: &[u8]) -> bool {
 pub(super) fn describe(status: u16, reason: &str) -> String {
     let hint = match status {
         200..=399 | 404 | 405 => {
-            " (not PostHog's answer; check Config::host: it must be the ingestion host, without /batch)"
+            " (not PostHog's answer; check Config::host (POSTHOG_HOST): it must be the ingestion host, without /batch)"
         }
         407 => " (a proxy wants a user name and a password: give them in its URL)",
         _ => "",
@@ -140,7 +140,9 @@ pub(super) fn describe_pause(status: u16, reason: &str, by_posthog: bool) -> Str
         return format!("HTTP status {status}: {reason}");
     }
     let said = if reason.is_empty() { "no text" } else { reason };
-    format!("HTTP status {status}, apparently not from PostHog; check Config::host and proxies on the way: {said}")
+    format!(
+        "HTTP status {status}, apparently not from PostHog; check Config::host (POSTHOG_HOST) and proxies on the way: {said}"
+    )
 }
 
 fn quota_limited(body: &Value) -> Vec<String> {
@@ -378,7 +380,7 @@ mod tests {
             let ResponseKind::Paused { by_posthog } = of(status, body) else { panic!("{status} {body}") };
             assert_eq!(by_posthog, expected, "{status} {body}");
             assert_eq!(
-                describe_pause(status, &reason(body.as_bytes()), by_posthog).contains("Config::host"),
+                describe_pause(status, &reason(body.as_bytes()), by_posthog).contains("Config::host (POSTHOG_HOST)"),
                 !expected
             );
         }

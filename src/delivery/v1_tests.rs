@@ -249,7 +249,7 @@ async fn only_events_to_retry_are_sent_again_as_the_same_request() {
         rig.noticed(|notice| notice.clone().with_backlog(Backlog::default()) == asked_again(3, "not_persisted")),
         1
     );
-    assert_eq!(rig.noticed(|notice| *notice == Diagnostic::EndpointRecovered), 1);
+    assert_eq!(rig.noticed(|notice| matches!(notice, Diagnostic::EndpointRecovered { .. })), 1);
 }
 
 #[tokio::test(start_paused = true)]

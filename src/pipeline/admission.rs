@@ -407,7 +407,7 @@ impl Circumstances {
                 let full = format!("journal is full (journal_bytes = {})", bytes(self.journal_bytes));
                 match &self.problem {
                     Some(problem) => format!("{full}, and cannot be moved to the queue: {problem}"),
-                    None => format!("{full}: events come faster than they can be stored; raise Config::journal_bytes"),
+                    None => format!("{full}: events come faster than they can be stored; raise Config::journal_bytes (POSTHOG_JOURNAL_BYTES)"),
                 }
             }
             DropReason::JournalBusy => format!(
@@ -415,7 +415,7 @@ impl Circumstances {
                 time(LOCK_WAIT)
             ),
             DropReason::DiskFull => format!(
-                "the file system of {} has less free than min_free_space ({}); free some space, or lower Config::min_free_space",
+                "the file system of {} has less free than min_free_space ({}); free some space, or lower Config::min_free_space (POSTHOG_MIN_FREE_SPACE)",
                 self.dir.display(),
                 bytes(self.min_free_space)
             ),

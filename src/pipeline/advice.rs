@@ -14,7 +14,7 @@ use crate::queue::{QueueError, StoreError};
 use crate::sys::disk::Disk;
 use crate::sys::wording::bytes;
 
-const ANOTHER: &str = "choose another directory (queue_dir)";
+const ANOTHER: &str = "choose another directory (queue_dir, POSTHOG_QUEUE_DIR)";
 
 /// What the system says about the circumstances of the error.
 #[derive(Clone, Debug, Default)]
@@ -146,13 +146,13 @@ fn advice(error: &io::Error, facts: &Facts) -> String {
             let limit = facts.limit.map_or(String::new(), |limit| format!(", RLIMIT_AS = {}", bytes(limit)));
             format!(
                 "there is not enough memory{needed}{limit}; raise the memory limit of this process or its container, or lower \
-                 Config::journal_bytes"
+                 Config::journal_bytes (POSTHOG_JOURNAL_BYTES)"
             )
         }
         Some(libc::EFBIG) => {
             let limit = facts.limit.map_or(String::new(), |limit| format!(" (RLIMIT_FSIZE = {})", bytes(limit)));
             format!(
-                "a file of the queue may not grow so large{limit}; raise the limit (ulimit -f), or lower Config::max_queue_bytes"
+                "a file of the queue may not grow so large{limit}; raise the limit (ulimit -f), or lower Config::max_queue_bytes (POSTHOG_MAX_QUEUE_BYTES)"
             )
         }
         Some(libc::ELOOP) => {
@@ -162,7 +162,7 @@ fn advice(error: &io::Error, facts: &Facts) -> String {
         }
         Some(libc::ENOLCK | libc::ENOTSUP) => {
             "its file system does not support what a queue needs, such as file locks; choose a \
-                                               directory on a local disk (queue_dir)"
+                                               directory on a local disk (queue_dir, POSTHOG_QUEUE_DIR)"
                 .to_owned()
         }
         Some(libc::EIO) => {
@@ -180,19 +180,19 @@ fn advice_by_kind(kind: io::ErrorKind, facts: &Facts, needed: &str) -> String {
         io::ErrorKind::StorageFull => match facts.free {
             Some(free) if free > facts.needed.unwrap_or(1 << 20) => format!(
                 "the disk is full although it has {} free{needed}: it may have no free inodes, or reserve the rest for \
-                 root; delete files, or choose a directory on another disk (queue_dir)",
+                 root; delete files, or choose a directory on another disk (queue_dir, POSTHOG_QUEUE_DIR)",
                 bytes(free)
             ),
             free => {
                 let free = free.map_or(String::new(), |free| format!(": {} free", bytes(free)));
                 format!(
-                    "the disk is full{free}{needed}; free some space, or choose a directory on another disk (queue_dir)"
+                    "the disk is full{free}{needed}; free some space, or choose a directory on another disk (queue_dir, POSTHOG_QUEUE_DIR)"
                 )
             }
         },
         io::ErrorKind::QuotaExceeded => format!(
             "the disk quota of uid {} is used up{needed}; free some space, raise the quota, or choose a directory on another disk \
-             (queue_dir)",
+             (queue_dir, POSTHOG_QUEUE_DIR)",
             facts.user.0
         ),
         io::ErrorKind::PermissionDenied => {
@@ -209,10 +209,13 @@ fn advice_by_kind(kind: io::ErrorKind, facts: &Facts, needed: &str) -> String {
         io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
             format!("it is not a directory, or lies below a file; {ANOTHER}")
         }
-        io::ErrorKind::NotFound => format!("it was removed, or its path contains a broken symbolic link; {ANOTHER}"),
-        io::ErrorKind::InvalidFilename => "its path is too long; choose a shorter one (queue_dir)".to_owned(),
+        io::ErrorKind::NotFound => format!(
+            "it does not exist and cannot be created: it was removed, its path contains a broken symbolic link, or no directory can be \
+             made there, as in /proc; {ANOTHER}"
+        ),
+        io::ErrorKind::InvalidFilename => "its path is too long; choose a shorter one (queue_dir, POSTHOG_QUEUE_DIR)".to_owned(),
         io::ErrorKind::TimedOut => format!("its disk or its file server does not respond; check both, or {ANOTHER}"),
-        _ => "it cannot be used; choose a directory on a local disk that this user may write to (queue_dir)".to_owned(),
+        _ => "it cannot be used; choose a directory on a local disk that this user may write to (queue_dir, POSTHOG_QUEUE_DIR)".to_owned(),
     }
 }
 

@@ -6,12 +6,12 @@ use super::*;
 const ADVICE: &[(i32, &str)] = &[
     (
         libc::ENOSPC,
-        "the disk is full: 12 KiB free, about 9 MiB needed; free some space, or choose a directory on another disk (queue_dir)",
+        "the disk is full: 12 KiB free, about 9 MiB needed; free some space, or choose a directory on another disk (queue_dir, POSTHOG_QUEUE_DIR)",
     ),
     (
         libc::EDQUOT,
         "the disk quota of uid 1000 is used up, about 9 MiB needed; free some space, raise the quota, or choose a directory on \
-         another disk (queue_dir)",
+         another disk (queue_dir, POSTHOG_QUEUE_DIR)",
     ),
     (
         libc::EMFILE,
@@ -25,54 +25,64 @@ const ADVICE: &[(i32, &str)] = &[
     (
         libc::ENOMEM,
         "there is not enough memory, about 9 MiB needed, RLIMIT_AS = 1 KiB; raise the memory limit of this process or its \
-         container, or lower Config::journal_bytes",
+         container, or lower Config::journal_bytes (POSTHOG_JOURNAL_BYTES)",
     ),
     (
         libc::EFBIG,
         "a file of the queue may not grow so large (RLIMIT_FSIZE = 1 KiB); raise the limit (ulimit -f), or lower \
-         Config::max_queue_bytes",
+         Config::max_queue_bytes (POSTHOG_MAX_QUEUE_BYTES)",
     ),
     (
         libc::EACCES,
         "uid 1000, gid 1000 may not use it (/var/lib belongs to uid 0, gid 0, mode 0755); change its owner or mode, or choose \
-         another directory (queue_dir)",
+         another directory (queue_dir, POSTHOG_QUEUE_DIR)",
     ),
     (
         libc::EROFS,
-        "its file system is mounted read-only; mount it for writing, or choose another directory (queue_dir)",
+        "its file system is mounted read-only; mount it for writing, or choose another directory (queue_dir, POSTHOG_QUEUE_DIR)",
     ),
-    (libc::ENOTDIR, "it is not a directory, or lies below a file; choose another directory (queue_dir)"),
-    (libc::ENOENT, "it was removed, or its path contains a broken symbolic link; choose another directory (queue_dir)"),
+    (
+        libc::ENOTDIR,
+        "it is not a directory, or lies below a file; choose another directory (queue_dir, POSTHOG_QUEUE_DIR)",
+    ),
+    (
+        libc::ENOENT,
+        "it does not exist and cannot be created: it was removed, its path contains a broken symbolic link, or no directory can \
+         be made there, as in /proc; choose another directory (queue_dir, POSTHOG_QUEUE_DIR)",
+    ),
     (
         libc::ELOOP,
         "a symbolic link stands where the queue needs a file or directory; name the real path, or choose another directory \
-         (queue_dir)",
+         (queue_dir, POSTHOG_QUEUE_DIR)",
     ),
     (
         libc::ENOLCK,
         "its file system does not support what a queue needs, such as file locks; choose a directory on a local disk \
-         (queue_dir)",
+         (queue_dir, POSTHOG_QUEUE_DIR)",
     ),
     (
         libc::ENOTSUP,
         "its file system does not support what a queue needs, such as file locks; choose a directory on a local disk \
-         (queue_dir)",
+         (queue_dir, POSTHOG_QUEUE_DIR)",
     ),
     (
         libc::EIO,
         "the disk reports an error; look into the kernel's log (dmesg), repair or replace the disk, or choose another \
-         directory (queue_dir)",
+         directory (queue_dir, POSTHOG_QUEUE_DIR)",
     ),
     (
         libc::ESTALE,
-        "its network file system has lost the file; mount it again, or choose another directory (queue_dir)",
+        "its network file system has lost the file; mount it again, or choose another directory (queue_dir, POSTHOG_QUEUE_DIR)",
     ),
-    (libc::ENAMETOOLONG, "its path is too long; choose a shorter one (queue_dir)"),
+    (libc::ENAMETOOLONG, "its path is too long; choose a shorter one (queue_dir, POSTHOG_QUEUE_DIR)"),
     (
         libc::ETIMEDOUT,
-        "its disk or its file server does not respond; check both, or choose another directory (queue_dir)",
+        "its disk or its file server does not respond; check both, or choose another directory (queue_dir, POSTHOG_QUEUE_DIR)",
     ),
-    (libc::ENXIO, "it cannot be used; choose a directory on a local disk that this user may write to (queue_dir)"),
+    (
+        libc::ENXIO,
+        "it cannot be used; choose a directory on a local disk that this user may write to (queue_dir, POSTHOG_QUEUE_DIR)",
+    ),
 ];
 
 #[test]
@@ -91,7 +101,7 @@ fn each_error_has_a_remedy_of_its_own() {
     assert_eq!(
         advice(&io::Error::from_raw_os_error(libc::ENOSPC), &free),
         "the disk is full although it has 5 GiB free: it may have no free inodes, or reserve the rest for root; \
-         delete files, or choose a directory on another disk (queue_dir)"
+         delete files, or choose a directory on another disk (queue_dir, POSTHOG_QUEUE_DIR)"
     );
 }
 

@@ -17,7 +17,7 @@ use crate::delivery::{self, CaptureProtocol, DeliveryOptions, PaceOptions};
 use crate::flags::RemoteOptions;
 use crate::flags::loader::LoaderOptions;
 use crate::queue::{Project, QueueOptions, has_orphan_with_dead};
-use crate::report::Report;
+use crate::report::{Report, ShutdownReport};
 use crate::sys::clock::Clock;
 use crate::sys::disk::Disk;
 use crate::sys::limits::{AI_BATCH_BYTES, AI_EVENT_BYTES, AI_IN_FLIGHT_MOST, AI_JOURNAL_BYTES, AI_QUEUE_BYTES_LEAST};
@@ -83,7 +83,7 @@ pub(crate) struct PipelineOptions {
     /// Receives every diagnostic.
     pub(crate) report: Report,
     /// Called when the lane has ended and reports nothing more.
-    pub(crate) ended: Arc<dyn Fn() + Send + Sync>,
+    pub(crate) ended: Arc<dyn Fn(&ShutdownReport, &Path) + Send + Sync>,
     /// The disk.
     pub(crate) disk: Disk,
     /// The clock.

@@ -200,7 +200,7 @@ impl Committer {
             let path = pipeline.shard.dir().clone();
             (pipeline.options.report)(Diagnostic::LeftOnDisk { events: report.remaining, path, why });
         }
-        (pipeline.options.ended)();
+        (pipeline.options.ended)(&report, pipeline.shard.dir());
         let _ = pipeline.finished.set(report.clone());
         let late = pipeline.mailbox.take();
         self.receive(late);
@@ -263,7 +263,7 @@ fn why_left(endpoint: &EndpointStatus, took: Duration, most: Duration) -> String
         }
         EndpointStatus::Up | EndpointStatus::Closed | EndpointStatus::Forked if is_time_up => {
             format!(
-                "the time given to the shutdown ({given}) was used up; give it more, or raise Config::shutdown_timeout"
+                "the time given to the shutdown ({given}) was used up; give it more, or raise Config::shutdown_timeout (POSTHOG_SHUTDOWN_TIMEOUT)"
             )
         }
         EndpointStatus::Up | EndpointStatus::Closed | EndpointStatus::Forked => {

@@ -36,7 +36,7 @@ fn a_shutdown_reports_the_obstacle_and_not_a_false_timeout() {
         (
             EndpointStatus::Up,
             MS(10_100),
-            "the time given to the shutdown (10 s) was used up; give it more, or raise Config::shutdown_timeout",
+            "the time given to the shutdown (10 s) was used up; give it more, or raise Config::shutdown_timeout (POSTHOG_SHUTDOWN_TIMEOUT)",
         ),
         (EndpointStatus::Up, MS(5), "they were not sent before it ended"),
     ] {

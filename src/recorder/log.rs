@@ -2,8 +2,9 @@
 //! programs that filter and count. No line contains a key, a password or the content of an event.
 
 use std::path::Path;
+use std::time::Duration;
 
-use crate::report::{Backlog, Diagnostic, Line};
+use crate::report::{Backlog, Diagnostic, Line, ShutdownReport};
 use crate::sys::limits::{NAME_KEPT, foreign};
 use crate::sys::reentry;
 use crate::sys::wording::count;
@@ -19,11 +20,11 @@ pub(crate) fn log_without_client(diagnostic: &Diagnostic) {
 pub(super) fn log(line: &Line) {
     let diagnostic = &line.diagnostic;
     let (kind, held_back) = (diagnostic.kind(), Some(line.others).filter(|others| *others > 0));
-    let Facts { host, waiting, next_attempt_ms, events, status, path, uuid } = Facts::of(diagnostic);
+    let Facts { host, waiting, next_attempt_ms, outage_ms, events, status, path, uuid } = Facts::of(diagnostic);
     // One line, even if names of events, paths or texts of servers contain line breaks.
     let text = foreign(&line.to_string(), usize::MAX);
     if diagnostic.is_informational() {
-        tracing::info!(target: "posthog", kind, events, path, "{text}");
+        tracing::info!(target: "posthog", kind, held_back, host, waiting, outage_ms, events, path, "{text}");
     } else {
         tracing::warn!(
             target: "posthog",
@@ -39,6 +40,7 @@ struct Facts<'a> {
     host: Option<&'a str>,
     waiting: Option<u64>,
     next_attempt_ms: Option<u64>,
+    outage_ms: Option<u64>,
     events: Option<u64>,
     status: Option<u16>,
     path: Option<String>,
@@ -49,8 +51,9 @@ impl<'a> Facts<'a> {
     fn of(diagnostic: &'a Diagnostic) -> Self {
         let of_backlog = |backlog: &'a Backlog| Self {
             host: Some(&*backlog.host).filter(|host| !host.is_empty()),
-            waiting: Some(backlog.events),
-            next_attempt_ms: backlog.next_attempt.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
+            // None is known for a line that was held back.
+            waiting: Some(backlog.events).filter(|events| *events > 0),
+            next_attempt_ms: backlog.next_attempt.map(milliseconds),
             ..Self::default()
         };
         // Without a response there is no status.
@@ -58,6 +61,9 @@ impl<'a> Facts<'a> {
         let shown = |path: &Path| Some(foreign(&path.to_string_lossy(), usize::MAX)).filter(|path| !path.is_empty());
         match diagnostic {
             Diagnostic::EndpointFailing { backlog, .. } => of_backlog(backlog),
+            Diagnostic::EndpointRecovered { after, backlog } => {
+                Self { outage_ms: Some(milliseconds(*after)), ..of_backlog(backlog) }
+            }
             Diagnostic::NotPostHog { status, backlog, .. } | Diagnostic::Paused { status, backlog, .. } => {
                 Self { status: answered(status), ..of_backlog(backlog) }
             }
@@ -89,6 +95,10 @@ impl<'a> Facts<'a> {
     }
 }
 
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// The facts of a client that has started, for its line in the log. No secret is among them.
 pub(crate) struct Started<'a> {
     pub(crate) host: &'a str,
@@ -115,6 +125,24 @@ pub(crate) fn log_started(started: &Started<'_>) {
                 target: "posthog",
                 kind = "started", version, host, key, queue_dir, queued_events, protocol, proxy,
                 "client started: events go to {host}; {events} of earlier runs in {queue_dir}"
+            );
+        });
+    });
+}
+
+/// Logs that a client was closed and has delivered everything. What is left otherwise is a diagnostic.
+pub(crate) fn log_closed(report: &ShutdownReport, queue_dir: &Path) {
+    let ShutdownReport { delivered, remaining, .. } = report;
+    if *remaining > 0 {
+        return;
+    }
+    let (queue_dir, events) = (foreign(&queue_dir.to_string_lossy(), usize::MAX), count(*delivered, "event"));
+    reentry::calling_out(|| {
+        reentry::caught(|| {
+            tracing::info!(
+                target: "posthog",
+                kind = "closed", delivered, remaining, queue_dir,
+                "client closed: {events} delivered since the close began, none left in the queue"
             );
         });
     });

@@ -8,6 +8,8 @@
 //!   back and added up, in events. The sum is logged when the interval has passed, when the problem ends, or when the
 //!   client ends, whichever comes first. No event is missing from the sum. The delivery thread calls back when an
 //!   interval has passed, and only while something may be held back.
+//! * A line about a state (the endpoint fails, storage fails) that is held back when the state ends is not logged: it
+//!   would report the past as the present. If it is logged later than recorded, it has no figures of then.
 //!
 //! `facade.rs` publishes statistics through the crate `metrics`, with that feature.
 //!
@@ -25,19 +27,21 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::report::{Diagnostic, DropReason, Line};
+use crate::report::{Backlog, Diagnostic, DropReason, Line};
 use crate::sys::clock::{Clock, WallNanos};
 use crate::sys::limits::{DETAIL_KEPT, DIAGNOSTICS_KEPT, NAME_KEPT, beginning};
 use crate::sys::reentry;
 use crate::sys::throttle::SharedThrottle;
 
 use log::log;
-pub(crate) use log::{Started, log_started, log_without_client};
+pub(crate) use log::{Started, log_closed, log_started, log_without_client};
 
 /// At most one log line of a kind and subject in this time.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// At most one record of drops for each reason in this time, because recording costs more than a capture.
 const DROP_INTERVAL: Duration = Duration::from_secs(1);
+/// The kind of [`Diagnostic::EndpointRecovered`].
+const ENDPOINT_RECOVERED: &str = "endpoint_recovered";
 /// Subjects of one kind (paths, keys) that have lines of their own within the interval; all others share one.
 const SUBJECTS_MOST: usize = 8;
 
@@ -129,6 +133,8 @@ impl Diagnostics {
 
     /// Logs everything that is held back, at the end of the client.
     pub(crate) fn log_all(&self) {
+        // There is no next attempt, and what is left is reported as such.
+        lock(&self.state).forget_held_back(|held_back| held_back.contradicts() == Some(ENDPOINT_RECOVERED));
         self.log_held_back(None);
     }
 
@@ -182,6 +188,9 @@ impl Diagnostics {
             && let Some(recovery) = state.logged.get_mut(&(kind, Subject::default()))
         {
             recovery.held_back = 0;
+        }
+        if diagnostic.is_recovery() {
+            state.forget_held_back(|held_back| held_back.contradicts() == Some(diagnostic.kind()));
         }
         let key = state.key_of(diagnostic, now);
         let Some(due) = state.note(key, diagnostic, now) else { return Vec::new() };
@@ -246,6 +255,11 @@ impl State {
         Some(logged.take(now, logged.held_back))
     }
 
+    /// Drops lines that are held back and not true any more.
+    fn forget_held_back(&mut self, is_past: impl Fn(&Diagnostic) -> bool) {
+        self.logged.values_mut().filter(|logged| is_past(&logged.newest)).for_each(|logged| logged.held_back = 0);
+    }
+
     fn take_held_back(&mut self, now: Instant, after: Option<Duration>) -> Vec<Line> {
         let least = after.unwrap_or_default();
         let is_due = |logged: &Logged| logged.held_back > 0 && now.saturating_duration_since(logged.at) >= least;
@@ -279,22 +293,22 @@ impl Logged {
     fn take(&mut self, now: Instant, others: u64) -> Line {
         let period = (self.held_back > 0).then(|| now.saturating_duration_since(self.at));
         (self.at, self.held_back) = (now, 0);
-        Line { diagnostic: self.newest.clone(), others, period }
+        let diagnostic = self.newest.clone().aged(now.saturating_duration_since(self.newest_at));
+        Line { diagnostic, others, period }
     }
 }
 
 /// How diagnostics are grouped for the log: which belong together, and which end which.
 impl Diagnostic {
     fn is_informational(&self) -> bool {
-        self.is_recovery()
-            || matches!(self, Diagnostic::StoreVerified | Diagnostic::QueueAdopted { .. } | Diagnostic::KeyMissing)
+        self.is_recovery() || matches!(self, Diagnostic::StoreVerified | Diagnostic::QueueAdopted { .. })
     }
 
     /// Whether this is the end of a problem. Lines held back about the problem are logged first.
     fn is_recovery(&self) -> bool {
         matches!(
             self,
-            Diagnostic::EndpointRecovered | Diagnostic::StorageRecovered | Diagnostic::FlagDefinitionsRecovered
+            Diagnostic::EndpointRecovered { .. } | Diagnostic::StorageRecovered | Diagnostic::FlagDefinitionsRecovered
         )
     }
 
@@ -302,7 +316,7 @@ impl Diagnostic {
     fn contradicts(&self) -> Option<&'static str> {
         match self {
             Diagnostic::EndpointFailing { .. } | Diagnostic::NotPostHog { .. } | Diagnostic::Paused { .. } => {
-                Some(Diagnostic::EndpointRecovered.kind())
+                Some(ENDPOINT_RECOVERED)
             }
             Diagnostic::StorageFailing { .. } => Some(Diagnostic::StorageRecovered.kind()),
             Diagnostic::FlagDefinitionsUnavailable { .. } => Some(Diagnostic::FlagDefinitionsRecovered.kind()),
@@ -313,6 +327,8 @@ impl Diagnostic {
     /// The subject among diagnostics of the same kind.
     fn subject(&self) -> Subject {
         match self {
+            // The first cooldown of an outage is a line of its own: the next attempt is no longer seconds away.
+            Diagnostic::EndpointFailing { backlog: Backlog { is_cooldown: true, .. }, .. } => Subject::of(&"cooldown"),
             Diagnostic::CallbackPanicked { callback } => Subject::of(callback),
             Diagnostic::InputIgnored { what } | Diagnostic::NetworkConfig { what } => Subject::of(what),
             Diagnostic::EventsLost { after_restart, .. } => Subject::of(after_restart),

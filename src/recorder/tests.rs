@@ -4,10 +4,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::recorder::captured_log::{fields_of, lines_of};
-use crate::report::Backlog;
+use crate::report::{Backlog, EndpointStatus, ShutdownReport};
 use crate::sys::clock::ManualClock;
 
 const SECOND: Duration = Duration::from_secs(1);
+
+fn recovered() -> Diagnostic {
+    Diagnostic::EndpointRecovered { after: Duration::ZERO, backlog: Backlog::default() }
+}
 
 fn failing() -> Diagnostic {
     Diagnostic::EndpointFailing { reason: "refused".into(), backlog: Backlog::default() }
@@ -65,16 +69,15 @@ fn held_back_lines_are_logged_before_the_recovery() {
         rig.diagnostics.record(failing());
         rig.flood(1, 5 * SECOND);
         rig.diagnostics.record(failing());
-        rig.diagnostics.record(Diagnostic::EndpointRecovered);
+        rig.diagnostics.record(recovered());
     });
     let expected = [
         "WARN events cannot be delivered and stay queued; delivery is tried again: refused",
         r#"WARN 1 event dropped ("tick"): queue is full"#,
         r#"WARN 4,999 events dropped in the last 5 s (one of them "tick"): queue is full"#,
     ];
-    assert_eq!(lines[..2], expected[..2]);
-    assert!(lines[2..4].contains(&expected[2].to_owned()), "{lines:?}");
-    assert_eq!(lines.last().unwrap(), "INFO events are delivered again");
+    assert_eq!(lines[..3], expected, "the sum of the drops is still true, and the failure is not");
+    assert_eq!(lines[3..], ["INFO events are delivered again"]);
 }
 
 #[test]
@@ -83,12 +86,14 @@ fn held_back_lines_are_logged_when_the_client_ends() {
     let lines = lines_of(|| {
         rig.flood(1, Duration::from_millis(900));
         (0..3).for_each(|_| rig.diagnostics.record(failing()));
+        (0..3).for_each(|_| rig.diagnostics.record(Diagnostic::StoreVerified));
         rig.diagnostics.log_all();
     });
-    assert_eq!(lines.len(), 4, "{lines:?}");
+    assert_eq!(lines.len(), 5, "{lines:?}");
     let sum = r#"WARN 899 events dropped (one of them "tick"): queue is full"#;
-    assert!(lines[2..].iter().any(|line| line == sum), "{lines:?}");
-    assert!(lines[2..].iter().any(|line| line.ends_with("refused (and 1 more like it)")), "{lines:?}");
+    assert!(lines[3..].iter().any(|line| line == sum), "{lines:?}");
+    assert!(lines[3..].iter().any(|line| line.ends_with("(and 1 more like it)")), "{lines:?}");
+    assert_eq!(lines.iter().filter(|line| line.contains("refused")).count(), 1, "there is no next attempt");
     let dropped: u64 = rig
         .diagnostics
         .recent()
@@ -167,7 +172,7 @@ fn the_last_line_of_a_flapping_endpoint_is_its_state() {
             for _ in 0..9 {
                 rig.diagnostics.record(failing());
                 rig.clock.advance(SECOND);
-                rig.diagnostics.record(Diagnostic::EndpointRecovered);
+                rig.diagnostics.record(recovered());
                 rig.clock.advance(SECOND);
             }
             if !works_at_last {
@@ -230,20 +235,70 @@ fn drops_are_recorded_once_a_second_and_all_are_counted() {
 
 #[test]
 fn the_line_of_an_outage_has_its_facts_as_fields() {
-    let backlog = Backlog {
-        host: "https://eu.i.posthog.com".into(),
-        events: 1_234,
-        next_attempt: Some(Duration::from_millis(1_500)),
-    };
+    let backlog = backlog(Duration::from_millis(1_500));
     let rig = rig();
     let fields = fields_of(|| {
+        let left = Backlog { next_attempt: None, ..backlog.clone() };
         rig.diagnostics.record(failing().with_backlog(backlog));
         rig.drop_one();
-        rig.diagnostics.record(Diagnostic::EndpointRecovered);
+        rig.diagnostics.record(Diagnostic::EndpointRecovered { after: 90 * SECOND, backlog: left });
     });
+    let recovery =
+        [r#"kind="endpoint_recovered""#, r#"host="https://eu.i.posthog.com""#, "waiting=1234", "outage_ms=90000"];
     let outage =
         [r#"kind="endpoint_failing""#, r#"host="https://eu.i.posthog.com""#, "waiting=1234", "next_attempt_ms=1500"];
-    assert_eq!(fields, [&outage[..], &[r#"kind="queue_full""#, "events=1"], &[r#"kind="endpoint_recovered""#]]);
+    assert_eq!(fields, [&outage[..], &[r#"kind="queue_full""#, "events=1"], &recovery[..]]);
+}
+
+fn backlog(next_attempt: Duration) -> Backlog {
+    let host = "https://eu.i.posthog.com".into();
+    Backlog { host, events: 1_234, next_attempt: Some(next_attempt), is_cooldown: false }
+}
+
+#[test]
+fn a_line_that_was_held_back_has_no_figures_of_then() {
+    let rig = rig();
+    let lines = lines_of(|| {
+        rig.diagnostics.record(failing().with_backlog(backlog(Duration::from_millis(256))));
+        rig.clock.advance(20 * SECOND);
+        rig.diagnostics.record(failing().with_backlog(backlog(Duration::from_millis(256))));
+        rig.clock.advance(40 * SECOND);
+        rig.diagnostics.log_due();
+        rig.diagnostics.record(failing().with_backlog(backlog(70 * SECOND)));
+        rig.clock.advance(LOG_INTERVAL);
+        rig.diagnostics.log_due();
+    });
+    let (to, refused) = ("WARN events cannot be delivered to https://eu.i.posthog.com and stay queued", "refused");
+    let expected = [
+        format!("{to} (1,234 waiting); next attempt in 256 ms: {refused}"),
+        format!("{to}; delivery is tried again: {refused}"),
+        format!("{to}; next attempt in 10 s: {refused}"),
+    ];
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn the_first_cooldown_of_an_outage_is_logged_at_once() {
+    let rig = rig();
+    let lines = lines_of(|| {
+        rig.diagnostics.record(failing().with_backlog(backlog(SECOND)));
+        rig.clock.advance(10 * SECOND);
+        let cooldown = Backlog { is_cooldown: true, ..backlog(45 * SECOND) };
+        rig.diagnostics.record(failing().with_backlog(cooldown));
+    });
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[1].contains("next attempt in 45 s"), "{lines:?}");
+}
+
+#[test]
+fn a_close_that_leaves_nothing_is_one_line() {
+    let dir = std::path::Path::new("/q/ab/shard-0");
+    let report = |remaining| ShutdownReport { delivered: 12, remaining, endpoint: EndpointStatus::Up, persisted: true };
+    let expected = "INFO client closed: 12 events delivered since the close began, none left in the queue";
+    assert_eq!(lines_of(|| log_closed(&report(0), dir)), [expected]);
+    let fields = [r#"kind="closed""#, "delivered=12", "remaining=0", r#"queue_dir="/q/ab/shard-0""#];
+    assert_eq!(fields_of(|| log_closed(&report(0), dir)), [fields]);
+    assert!(lines_of(|| log_closed(&report(1), dir)).is_empty(), "that is a diagnostic");
 }
 
 #[test]

@@ -14,7 +14,8 @@ use super::drop_reason::DropReason;
 /// callback ([`Config::on_diagnostic`](crate::Config::on_diagnostic)), and logged through `tracing` under the target
 /// `posthog`: at most one line a minute for each kind and subject (a path, a setting). The first is logged at once.
 /// Those that follow within the minute are added up and logged when it has passed, when the problem ends, or when the
-/// client ends: "62,763 events dropped in the last 60 s".
+/// client ends: "62,763 events dropped in the last 60 s". What was held back about the state of the endpoint is not
+/// logged once that state has ended: "events are delivered again" stands for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Diagnostic {
@@ -30,7 +31,7 @@ pub enum Diagnostic {
         count: u64,
     },
     /// The client was created by [`Config::from_env`](crate::Config::from_env) and `POSTHOG_API_KEY` is not set, so it
-    /// drops every event. Logged at level `INFO`: running without a key is no mistake.
+    /// drops every event. Reported once.
     KeyMissing,
     /// The host in the configuration is PostHog's app. Events are sent to the app's ingestion host instead, as
     /// PostHog's own libraries do. Reported once.
@@ -89,7 +90,12 @@ pub enum Diagnostic {
         backlog: Backlog,
     },
     /// Events are delivered again.
-    EndpointRecovered,
+    EndpointRecovered {
+        /// Time from the first failure to this success.
+        after: Duration,
+        /// What still waits for the endpoint.
+        backlog: Backlog,
+    },
     /// PostHog accepts requests and discards events of these kinds, because their quota is used up.
     QuotaLimited {
         /// The kinds, as PostHog names them.
@@ -303,16 +309,44 @@ pub struct Backlog {
     pub events: u64,
     /// Time until the next request, if that is known.
     pub next_attempt: Option<Duration>,
+    /// Whether a whole cycle of attempts has failed, so that the waits between them are 30 s to 5 min.
+    pub is_cooldown: bool,
+}
+
+impl Backlog {
+    /// What is still true of it after some time: the host, and what is left of the wait.
+    pub(crate) fn aged(&self, age: Duration) -> Self {
+        let next_attempt = self.next_attempt.and_then(|wait| wait.checked_sub(age)).filter(|wait| !wait.is_zero());
+        Self { host: self.host.clone(), events: 0, next_attempt, is_cooldown: self.is_cooldown }
+    }
 }
 
 impl Diagnostic {
     /// Sets the backlog of a diagnostic about an outage. Others stay as they are.
     pub(crate) fn with_backlog(mut self, waiting: Backlog) -> Self {
-        if let Diagnostic::EndpointFailing { backlog, .. }
-        | Diagnostic::NotPostHog { backlog, .. }
-        | Diagnostic::Paused { backlog, .. } = &mut self
-        {
+        if let Some(backlog) = self.backlog_mut() {
             *backlog = waiting;
+        }
+        self
+    }
+
+    fn backlog_mut(&mut self) -> Option<&mut Backlog> {
+        match self {
+            Diagnostic::EndpointFailing { backlog, .. }
+            | Diagnostic::NotPostHog { backlog, .. }
+            | Diagnostic::Paused { backlog, .. }
+            | Diagnostic::EndpointRecovered { backlog, .. } => Some(backlog),
+            _ => None,
+        }
+    }
+
+    /// The diagnostic as it is to be logged so long after it was recorded, without what may have changed since.
+    pub(crate) fn aged(mut self, age: Duration) -> Self {
+        // Less than a second changes nothing that a reader would notice.
+        if age >= Duration::from_secs(1)
+            && let Some(backlog) = self.backlog_mut()
+        {
+            *backlog = backlog.aged(age);
         }
         self
     }
@@ -327,7 +361,7 @@ impl Diagnostic {
     /// ```
     /// use posthog::diagnostics::Diagnostic;
     ///
-    /// assert_eq!(Diagnostic::EndpointRecovered.kind(), "endpoint_recovered");
+    /// assert_eq!(Diagnostic::StorageRecovered.kind(), "storage_recovered");
     /// ```
     pub fn kind(&self) -> &'static str {
         self.kind_and_category().0
@@ -349,7 +383,7 @@ impl Diagnostic {
             Diagnostic::EndpointFailing { .. } => ("endpoint_failing", C::Delivery),
             Diagnostic::NotPostHog { .. } => ("not_posthog", C::Delivery),
             Diagnostic::Paused { .. } => ("paused", C::Delivery),
-            Diagnostic::EndpointRecovered => ("endpoint_recovered", C::Delivery),
+            Diagnostic::EndpointRecovered { .. } => ("endpoint_recovered", C::Delivery),
             Diagnostic::QuotaLimited { .. } => ("quota_limited", C::Delivery),
             Diagnostic::DeliveryWarning { .. } => ("delivery_warning", C::Delivery),
             Diagnostic::CallbackPanicked { callback: "before_send" } => ("callback_panicked", C::BeforeSend),

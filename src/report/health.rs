@@ -314,8 +314,8 @@ impl Stats {
         let fill = self.fill();
         let detail = || {
             format!(
-                "the queue is {:.0} % full ({}); beyond its bounds Config::overflow decides what is dropped; see why events are not \
-                 delivered, or raise Config::max_queue_bytes or max_queue_events",
+                "the queue is {:.0} % full ({}); beyond its bounds Config::overflow (POSTHOG_OVERFLOW) decides what is dropped; see why events are not \
+                 delivered, or raise Config::max_queue_bytes (POSTHOG_MAX_QUEUE_BYTES) or max_queue_events",
                 fill * 100.0,
                 count(self.queued_events, "event")
             )
@@ -329,9 +329,11 @@ impl Stats {
         Some(match self.delivery {
             DeliveryPhase::Paused { status, .. } => (
                 HealthCause::Paused,
+                // The last error names the status, too.
                 format!(
-                    "delivery is paused (HTTP status {status}): {said}; events stay queued, and the next attempt is in {retry}; check the \
-                     API key, the host, and the quota in PostHog's billing settings"
+                    "delivery is paused (HTTP status {status}): {}; events stay queued, and the next attempt is in {retry}; check the \
+                     API key (POSTHOG_API_KEY), the host (POSTHOG_HOST), and the quota in PostHog's billing settings",
+                    without_status(said, status)
                 ),
             ),
             DeliveryPhase::Quarantined { .. } => (
@@ -385,16 +387,21 @@ fn has_no_queue((_, lane): (&'static str, &Stats)) -> bool {
     matches!(lane.rejecting, Some(DropReason::Storage | DropReason::Forked))
 }
 
+/// A failure without the status that it begins with.
+fn without_status(said: &str, status: u16) -> &str {
+    said.strip_prefix(&format!("HTTP status {status}")).map_or(said, |rest| rest.trim_start_matches([':', ',', ' ']))
+}
+
 /// What an operator can do about dropped events.
 fn remedy(reason: DropReason) -> &'static str {
     match reason {
         DropReason::QueueFull => {
-            "; see why events are not delivered, or raise Config::max_queue_bytes or max_queue_events"
+            "; see why events are not delivered, or raise Config::max_queue_bytes (POSTHOG_MAX_QUEUE_BYTES) or max_queue_events"
         }
-        DropReason::DiskFull => "; free some space, or lower Config::min_free_space",
+        DropReason::DiskFull => "; free some space, or lower Config::min_free_space (POSTHOG_MIN_FREE_SPACE)",
         DropReason::Storage => "; restart this process to use a new queue",
         DropReason::Forked => "; restart this process to try it again, see the diagnostic storage_failing",
-        DropReason::JournalFull => "; check the disk, or raise Config::journal_bytes",
+        DropReason::JournalFull => "; check the disk, or raise Config::journal_bytes (POSTHOG_JOURNAL_BYTES)",
         _ => "",
     }
 }

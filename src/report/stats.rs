@@ -193,7 +193,8 @@ pub enum DeliveryPhase {
     /// ([`Config::flush_at`](crate::Config::flush_at), [`Config::flush_interval`](crate::Config::flush_interval)), or
     /// the client has opted out.
     Idle,
-    /// Requests are in flight.
+    /// Requests are in flight, or the first of a process that found events is about to be sent (within
+    /// [`Config::first_send_jitter`](crate::Config::first_send_jitter)).
     Sending,
     /// The last request failed.
     Backoff {

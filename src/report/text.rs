@@ -73,7 +73,7 @@ fn write_text(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: Withi
         | Diagnostic::EndpointFailing { .. }
         | Diagnostic::NotPostHog { .. }
         | Diagnostic::Paused { .. }
-        | Diagnostic::EndpointRecovered
+        | Diagnostic::EndpointRecovered { .. }
         | Diagnostic::QuotaLimited { .. }
         | Diagnostic::DeliveryWarning { .. }
         | Diagnostic::LeftOnDisk { .. }
@@ -99,7 +99,7 @@ fn write_text(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: Withi
         Diagnostic::KeyMissing => f.write_str(KEY_MISSING),
         Diagnostic::HostReplaced { given, used } => write!(
             f,
-            "the host {given} is PostHog's app; events and flags are sent to its ingestion host {used} instead; set Config::host to that"
+            "the host {given} is PostHog's app; events and flags are sent to its ingestion host {used} instead; set Config::host (POSTHOG_HOST) to that"
         ),
         Diagnostic::CallbackPanicked { callback } => write_panicked(f, callback),
         Diagnostic::CrashReportUnreadable { path, why } => write_unread(f, path.as_deref(), why),
@@ -166,7 +166,7 @@ fn write_delivery(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: W
         }
         Diagnostic::NotPostHog { status, snippet, backlog } => write!(
             f,
-            "the server that responds{} (HTTP status {status}) is not PostHog; events {}; check Config::host, which must be the ingestion host without /batch, and any proxy or captive portal in between; the response \
+            "the server that responds{} (HTTP status {status}) is not PostHog; events {}; check Config::host (POSTHOG_HOST), which must be the ingestion host without /batch, and any proxy or captive portal in between; the response \
              begins: {snippet}",
             At(backlog),
             Stay(backlog)
@@ -174,7 +174,7 @@ fn write_delivery(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: W
         Diagnostic::Paused { status, reason, by_posthog, backlog } => {
             write_paused(f, &Response(*status, reason), *by_posthog, backlog)
         }
-        Diagnostic::EndpointRecovered => f.write_str("events are delivered again"),
+        Diagnostic::EndpointRecovered { after, backlog } => write_recovered(f, *after, backlog),
         Diagnostic::QuotaLimited { kinds } => write!(
             f,
             "PostHog accepts requests but discards events over quota ({}); those events count as delivered; raise the limit in PostHog's \
@@ -205,15 +205,27 @@ fn write_paused(
     let (what, remedy) = match (by_posthog, response.0) {
         (false, _) => (
             "the server rejects all requests, and its response is not PostHog's",
-            "check Config::host, and proxies and firewalls on the way",
+            "check Config::host (POSTHOG_HOST), and proxies and firewalls on the way",
         ),
         (true, 402) => ("PostHog's quota is used up", "raise the limit in PostHog's billing settings"),
-        (true, 415) => ("PostHog does not accept the encoding of requests", "choose another Config::compression"),
-        (true, _) => {
-            ("PostHog rejects the API key", "check the project's API key (phc_...) and that Config::host is its region")
-        }
+        (true, 415) => (
+            "PostHog does not accept the encoding of requests",
+            "choose another Config::compression (POSTHOG_COMPRESSION)",
+        ),
+        (true, _) => (
+            "PostHog rejects the API key",
+            "check the project's API key (phc_...) and that Config::host (POSTHOG_HOST) is its region",
+        ),
     };
     write!(f, "{what}{} ({response}); events {}; {remedy}", At(backlog), Stay(backlog))
+}
+
+fn write_recovered(f: &mut fmt::Formatter<'_>, after: Duration, backlog: &Backlog) -> fmt::Result {
+    write!(f, "events are delivered again{}", To(backlog))?;
+    if !after.is_zero() {
+        write!(f, ", after {} of failures", time(after))?;
+    }
+    if backlog.events > 0 { write!(f, " ({} waiting)", number(backlog.events)) } else { Ok(()) }
 }
 
 /// ` to https://eu.i.posthog.com`, or nothing.
@@ -275,7 +287,7 @@ fn write_queue(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: With
         }
         Diagnostic::EventsLost { events, after_restart: true } => write!(
             f,
-            "{} lost{within} in a power cut or a crash of the machine, before the sync; lower Config::sync_interval, or await Receipt::persisted \
+            "{} lost{within} in a power cut or a crash of the machine, before the sync; lower Config::sync_interval (POSTHOG_SYNC_INTERVAL), or await Receipt::persisted \
              for events that matter",
             count(*events, "accepted event")
         ),
@@ -289,15 +301,15 @@ fn write_queue(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: With
         Diagnostic::Evicted { events, for_age } => {
             let events = count(*events, "queued event");
             let why = if *for_age {
-                "older than Config::max_queue_age"
+                "older than Config::max_queue_age (POSTHOG_MAX_QUEUE_AGE)"
             } else {
-                "to make room for newer ones (OverflowPolicy::DropOldest); raise Config::max_queue_bytes to keep more"
+                "to make room for newer ones (OverflowPolicy::DropOldest); raise Config::max_queue_bytes (POSTHOG_MAX_QUEUE_BYTES) to keep more"
             };
             write!(f, "{events} deleted without being delivered{within}: {why}")
         }
         Diagnostic::QueueDirEphemeral { path, what } => write!(
             f,
-            "the queue directory {} is on {what}; set Config::queue_dir to a directory on a persistent local disk",
+            "the queue directory {} is on {what}; set Config::queue_dir (POSTHOG_QUEUE_DIR) to a directory on a persistent local disk",
             path.display()
         ),
         Diagnostic::QueueDirExposed { path, why } => write!(
@@ -310,7 +322,7 @@ fn write_queue(f: &mut fmt::Formatter<'_>, diagnostic: &Diagnostic, within: With
         }
         Diagnostic::OrphanedQueues { path, queues, events, bytes: size } => write!(
             f,
-            "not delivered either: {} ({}) in {} of other keys or hosts under {}; call Config::adopt_queue(key, host) for each to deliver \
+            "not delivered either: {} ({}) in {} of other keys or hosts under {}; call Config::adopt_queue(key, host) or set POSTHOG_ADOPT_QUEUE=key@host for each to deliver \
              them, or remove the directories to discard them",
             count(*events, "event"),
             bytes(*size),
@@ -341,7 +353,7 @@ fn write_orphaned(
     let (events, size) = (count(events, "event"), bytes(size));
     write!(
         f,
-        "not delivered: {events} ({size}) of {whose}, because no process has that queue open; call Config::adopt_queue(key, host) to \
+        "not delivered: {events} ({size}) of {whose}, because no process has that queue open; call Config::adopt_queue(key, host) or set POSTHOG_ADOPT_QUEUE=key@host to \
          deliver them, or remove {path} to discard them"
     )
 }
@@ -375,11 +387,11 @@ fn write_floor(f: &mut fmt::Formatter<'_>, path: &Path, (free, floor): (u64, u64
         Some(size) => {
             write!(
                 f,
-                "its total size is only {}: lower Config::min_free_space, or use a larger file system",
+                "its total size is only {}: lower Config::min_free_space (POSTHOG_MIN_FREE_SPACE), or use a larger file system",
                 bytes(size)
             )
         }
-        None => f.write_str("free some space there, or lower Config::min_free_space"),
+        None => f.write_str("free some space there, or lower Config::min_free_space (POSTHOG_MIN_FREE_SPACE)"),
     }
 }
 

@@ -12,6 +12,10 @@
 //!   read fails the test that asks for requests.
 //! * **The disk** is a temporary directory, removed at the end.
 //!
+//! [`Receipt::persisted`](crate::Receipt::persisted) resolves while time stands still: a caller that waits has the event
+//! synced at once. A [`Server`] without a script knows no flags, definitions and remote config: [`Route::Flags`] is
+//! answered with an empty list, so every flag has its default.
+//!
 //! Random waits are not replaced: a wait after a failure is drawn between zero and a bound, so advance by the bound.
 //! The caller's own waits use real time: [`Pending::wait`](crate::Pending::wait),
 //! [`OverflowPolicy::Block`](crate::settings::OverflowPolicy::Block), and the second that dropping a client may take.
@@ -66,6 +70,28 @@
 //! Code that calls `posthog::capture` and the other free functions is tested with a harness whose client is the
 //! process-wide one for a while: on the thread of the test ([`Harness::global_on_this_thread`]), which does not affect
 //! tests on other threads, or on all threads ([`Harness::global_on_all_threads`]), one test at a time.
+//!
+//! A test of a web service, with the attribute `#[tokio::test]`, whose runtime serves the request on the thread of the
+//! test:
+//!
+//! ```no_run
+//! # struct Router; struct Request; struct Response { status: u16 }
+//! # fn router() -> Router { Router }
+//! # impl Router { async fn oneshot(self, _: Request) -> Result<Response, std::convert::Infallible> { Ok(Response { status: 500 }) } }
+//! # fn get(_: &str) -> Request { Request }
+//! use posthog::testing::Harness;
+//!
+//! // #[tokio::test]
+//! async fn a_failed_order_is_an_exception() {
+//!     let harness = Harness::new(|config| config).unwrap();
+//!     let _global = harness.global_on_this_thread();
+//!     // `Request::get("/orders")`, and `oneshot` of `tower::ServiceExt`.
+//!     let response = router().oneshot(get("/orders")).await.unwrap();
+//!     assert_eq!(response.status, 500);
+//!     let queued = harness.queued();
+//!     assert_eq!((queued.len(), queued[0].event.as_str()), (1, "$exception"));
+//! }
+//! ```
 //!
 //! Not for forked children: the clock and the server are in the memory of one process.
 

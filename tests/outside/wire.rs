@@ -110,7 +110,7 @@ fn statuses_that_do_not_reject_an_event_are_retried() {
         "{diagnostics:?}"
     );
     assert!(
-        diagnostics.iter().any(|diagnostic| matches!(diagnostic, Diagnostic::EndpointRecovered)),
+        diagnostics.iter().any(|diagnostic| matches!(diagnostic, Diagnostic::EndpointRecovered { .. })),
         "{diagnostics:?}"
     );
 }

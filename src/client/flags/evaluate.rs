@@ -114,6 +114,10 @@ impl Client {
     /// Whether a flag is on or has a variant. `false` if it has no value, because it does not exist or cannot be
     /// evaluated now. To evaluate several flags, use [`evaluate_flags`](Self::evaluate_flags).
     ///
+    /// Without [`Config::secret_key`](crate::Config::secret_key) a read asks PostHog, unless it was answered within
+    /// [`Config::flag_cache_ttl`](crate::Config::flag_cache_ttl). In an outage that takes up to 300 ms if connections are
+    /// refused, and up to [`Config::flag_request_timeout`](crate::Config::flag_request_timeout) if PostHog hangs.
+    ///
     /// ```
     /// # async fn demo(client: posthog::Client) {
     /// if client.is_feature_enabled("new-checkout", "user_1").await {
@@ -125,8 +129,8 @@ impl Client {
         self.is_feature_enabled_or(key, who, false)
     }
 
-    /// Like [`is_feature_enabled`](Self::is_feature_enabled), with the result for a flag that has no value, for
-    /// whatever reason: an unknown flag, an outage, a client that is disabled or closed. To evaluate several flags, use
+    /// Like [`is_feature_enabled`](Self::is_feature_enabled), and as long in an outage, with the result for a flag that
+    /// has no value, for whatever reason: an unknown flag, an outage, a client that is disabled or closed. To evaluate several flags, use
     /// [`evaluate_flags`](Self::evaluate_flags).
     pub fn is_feature_enabled_or(
         &self,

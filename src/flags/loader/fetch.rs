@@ -118,10 +118,13 @@ pub(super) fn interpret(response: &Response, is_conditional: bool) -> Result<boo
             return Err(FlagDefinitionsError::Refused { status, why: message() });
         }
         401..=403 => {
-            format!("HTTP status {status}, but not from PostHog; check Config::host and proxies: {}", message())
+            format!(
+                "HTTP status {status}, but not from PostHog; check Config::host (POSTHOG_HOST) and proxies: {}",
+                message()
+            )
         }
         400 | 404 => format!(
-            "HTTP status {status}; check Config::host and that the secret key belongs to this project: {}",
+            "HTTP status {status}; check Config::host (POSTHOG_HOST) and that the secret key belongs to this project: {}",
             message()
         ),
         _ => format!("HTTP status {status}: {}", message()),

@@ -49,7 +49,9 @@ pub enum FlagDefinitionsState {
 #[non_exhaustive]
 pub enum FlagDefinitionsError {
     /// The client has neither a secret key ([`Config::secret_key`](crate::Config::secret_key)) nor a provider.
-    #[error("feature flag definitions are not loaded: the client has neither a Config::secret_key nor a provider")]
+    #[error(
+        "feature flag definitions are not loaded: the client has neither a Config::secret_key (POSTHOG_SECRET_KEY) nor a provider"
+    )]
     NotConfigured,
     /// PostHog did not respond, or not with definitions. Definitions that were loaded before stay in use.
     #[error("feature flag definitions cannot be loaded: {0}; those loaded before stay in use")]
@@ -58,7 +60,7 @@ pub enum FlagDefinitionsError {
     /// are dropped.
     #[error(
         "PostHog refuses feature flag definitions (HTTP status {status}: {why}); those loaded before are no longer used; \
-         check Config::secret_key and the quota"
+         check Config::secret_key (POSTHOG_SECRET_KEY) and the quota"
     )]
     Refused {
         /// The HTTP status.

@@ -158,7 +158,7 @@ fn fixture_in(root: Arc<tempfile::TempDir>, edit: impl FnOnce(&mut PipelineOptio
         network: None,
         on_delivery: None,
         report: Arc::new(move |diagnostic| reported.lock().unwrap().push(diagnostic)),
-        ended: Arc::new(|| ()),
+        ended: Arc::new(|_, _| ()),
         disk: Disk::default(),
         clock: Clock::Manual(Arc::clone(&clock)),
     };

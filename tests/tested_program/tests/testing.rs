@@ -28,6 +28,13 @@ fn harness() -> Harness {
 }
 
 #[test]
+fn the_uuid_of_a_receipt_can_be_answered_as_json() {
+    let receipt = harness().client().capture(Event::new("order_placed", "user_1"));
+    let uuid: Option<posthog::Uuid> = receipt.uuid();
+    assert_eq!(serde_json::json!({ "event": receipt.uuid() })["event"], uuid.unwrap().to_string());
+}
+
+#[test]
 fn queued_shows_events_in_order_with_their_route() {
     let harness = harness();
     ask(harness.client(), "user_1", "why?");
