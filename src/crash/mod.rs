@@ -105,9 +105,9 @@ pub(crate) use incident::{Incident, PANIC, ProcessState};
 pub(crate) use panic_hook::disable_on_this_thread;
 pub(crate) use process::{ProcessInfo, host_name};
 #[cfg(feature = "inspect")]
-pub(crate) use reader::find_reports;
-#[cfg(feature = "inspect")]
 pub(crate) use reader::count_reports;
+#[cfg(feature = "inspect")]
+pub(crate) use reader::find_reports;
 #[cfg(fuzzing)]
 pub(crate) use reader::incidents_of_bytes;
 pub(crate) use reader::{CrashReport, adopt_reports, fatal_record_of, has_unread_reports, unread_reports};

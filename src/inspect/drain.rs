@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::error::InspectError;
+use super::owned::check_user;
 use super::places::{self, QueueDir};
 use super::reader::{Content, EventPlace};
-use super::staging::check_user;
 use crate::client::Client;
 use crate::config::Config;
 use crate::queue::{self, Project};

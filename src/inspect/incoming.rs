@@ -205,7 +205,9 @@ mod tests {
     fn an_exported_event_is_sent_byte_for_byte_as_it_was() {
         let text = concat!(
             r#"{"uuid":"0197a1b2-0000-7000-8000-000000000001","event":"run \"done\"","distinct_id":"user_1","#,
-            r#""properties":{"z":1,"a":{"y":[1,2.5,-3,true,null,"é\n"],"b":{}},"big":123456789012345678901234567890,"#,
+            r#""properties":{"z":1,"a":{"y":[1,2.5,-3,true,null,""#,
+            "\u{e9}",
+            r#"\n"],"b":{}},"big":123456789012345678901234567890,"#,
             r#""tiny":1e-7,"empty":[],"$groups":{"company":"acme"},"$lib":"posthog-durable","$lib_version":"0.0.9","#,
             r#""$is_server":true,"$geoip_disable":true,"$process_person_profile":false},"#,
             r#""timestamp":"2026-01-31T12:00:00.123456789Z"}"#

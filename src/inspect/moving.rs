@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::error::InspectError;
+use super::owned::check_user;
 use super::places::QueueDir;
-use super::staging::{Filling, Group, check_user};
+use super::staging::{Filling, Group};
 use crate::queue::{self, Ack, ChunkRef, OWN, QueueError, frame};
 use crate::sys::disk::Disk;
 

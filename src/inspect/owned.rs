@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,14 +68,7 @@ impl QueueDir {
     /// Fails unless the queue belongs to the user of this process: files that another user, also root, makes in it would
     /// keep its program from opening it.
     pub(crate) fn check_user(&self) -> Result<(), InspectError> {
-        let disk = Disk::default();
-        for dir in [self.path(), self.group_dir(), &self.project_dir()] {
-            let metadata = fs::metadata(dir).map_err(|source| InspectError::io(dir, source))?;
-            if disk.vet_dir(dir).is_err() && metadata.uid() != nix::unistd::geteuid().as_raw() {
-                return Err(InspectError::OtherUser { path: dir.into(), user: super::error::owner_of(dir) });
-            }
-        }
-        Ok(())
+        [self.path(), self.group_dir(), &self.project_dir()].into_iter().try_for_each(check_user)
     }
 
     /// The length of the arenas that the program has made, so that they need not be made again.
@@ -84,6 +78,20 @@ impl QueueDir {
         let default = if self.lane() == "ai" { limits::AI_JOURNAL_BYTES } else { limits::JOURNAL_BYTES_DEFAULT };
         longest.filter(|bytes| limits::JOURNAL_BYTES.contains(bytes)).unwrap_or(default)
     }
+}
+
+/// Fails if files that this process creates in `dir` could not be used by the program that `dir` is for: as root in a
+/// directory of another user. A directory that does not exist yet is judged by the one that it will be in.
+pub(super) fn check_user(dir: &Path) -> Result<(), InspectError> {
+    let exists = dir.exists();
+    let Some(nearest) = dir.ancestors().find(|path| path.exists()) else { return Ok(()) };
+    let metadata = fs::metadata(nearest).map_err(|source| InspectError::io(nearest, source))?;
+    let own = nix::unistd::geteuid().as_raw();
+    // Whether another user than root may create a directory there is for the system to say.
+    if metadata.uid() == own || (own != 0 && !exists) || Disk::default().vet_dir(nearest).is_ok() {
+        return Ok(());
+    }
+    Err(InspectError::other_user(dir))
 }
 
 impl OwnedQueue {

@@ -197,10 +197,6 @@ impl QueueReader {
             None => Ok(()),
         }
     }
-
-    pub(crate) fn reader(&self) -> &Reader {
-        &self.reader
-    }
 }
 
 impl StoredEvent<'_> {

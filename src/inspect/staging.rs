@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::error::InspectError;
+use super::owned::check_user;
 use crate::config::Config;
 use crate::queue::frame::hash_body;
 use crate::queue::journal::AppendError;
@@ -45,20 +46,6 @@ impl Group {
     pub(super) fn max_event_bytes(&self) -> usize {
         if self.is_ai { limits::AI_EVENT_BYTES } else { limits::EVENT_BYTES_DEFAULT }
     }
-}
-
-/// Fails if files that this process creates in `dir` could not be used by the program that `dir` is for: as root in a
-/// directory of another user. A directory that does not exist yet is judged by the one that it will be in.
-pub(super) fn check_user(dir: &Path) -> Result<(), InspectError> {
-    use std::os::unix::fs::MetadataExt;
-    let found = dir.ancestors().find_map(|path| path.metadata().ok().map(|metadata| (path == dir, metadata.uid())));
-    let Some((exists, uid)) = found else { return Ok(()) };
-    let own = nix::unistd::geteuid().as_raw();
-    // Whether another user may create a directory there is for the system to say.
-    if uid == own || (own != 0 && !exists) {
-        return Ok(());
-    }
-    Err(InspectError::other_user(dir))
 }
 
 /// A queue that this process fills. Nothing bounds it but the disk.

@@ -199,7 +199,7 @@ fn capture(client: &Client, record: &Record<'_>, action: EventAction, edge: Edge
 
 /// Captures the error that a record has. `false` if its source does not give it a second time.
 fn capture_error(client: &Client, record: &Record<'_>, line: &Line<'_>, edge: Edge) -> bool {
-    let (options, outer) = (line.options(client, SOURCE), reentry::inside());
+    let (options, outer) = (line.options(SOURCE), reentry::inside());
     // The error can be reached during the visit only.
     let mut visitor = ErrorVisitor(Some(|error: &(dyn Error + 'static)| {
         reentry::back_in(outer, || client.take_exception(options, Site::of_line(edge), &error));

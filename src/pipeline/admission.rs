@@ -407,7 +407,9 @@ impl Circumstances {
                 let full = format!("journal is full (journal_bytes = {})", bytes(self.journal_bytes));
                 match &self.problem {
                     Some(problem) => format!("{full}, and cannot be moved to the queue: {problem}"),
-                    None => format!("{full}: events come faster than they can be stored; raise Config::journal_bytes (POSTHOG_JOURNAL_BYTES)"),
+                    None => format!(
+                        "{full}: events come faster than they can be stored; raise Config::journal_bytes (POSTHOG_JOURNAL_BYTES)"
+                    ),
                 }
             }
             DropReason::JournalBusy => format!(

@@ -103,7 +103,7 @@ fn captures_and_dies(place: &Place) {
             (if n % 3 == 0 { "page" } else { "tick" }, UNIX_EPOCH + Duration::from_secs(1_700_000_000 + n));
         let event = Event::new(name, format!("user_{}", n % 2)).uuid(nth(n)).timestamp(at).prop("n", n);
         let event = match n {
-            3 => event.disable_geoip().prop("deep", json!({"z": [1, 2.5, {"a": null}], "b": "é\n\"x\""})),
+            3 => event.disable_geoip().prop("deep", json!({"z": [1, 2.5, {"a": null}], "b": "\u{e9}\n\"x\""})),
             4 => event.personless().prop("large", u128::MAX).prop("tiny", 1e-9),
             5 => event.group("company", "acme").group("seat", 7).person_property("plan", "pro"),
             _ => event,

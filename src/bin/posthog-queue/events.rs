@@ -278,7 +278,7 @@ pub(crate) fn cell(text: &str, width: usize) -> String {
     let mut cell = String::new();
     for (at, char) in text.chars().enumerate() {
         if at + 1 == width && text.chars().count() > width {
-            cell.push('…');
+            cell.push('~');
             break;
         }
         cell.push(if char.is_control() { '?' } else { char });

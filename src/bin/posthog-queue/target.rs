@@ -48,20 +48,3 @@ impl Target {
         if found.is_empty() { Err(InspectError::NotAQueue { path: dir }) } else { Ok(found) }
     }
 }
-
-/// The error, with the command to give instead where another user has to run it.
-pub(crate) fn explained(error: InspectError) -> Failure {
-    match &error {
-        InspectError::OtherUser { user, .. } => {
-            let args: Vec<_> = std::env::args().skip(1).map(quoted).collect();
-            format!("{error}; nothing was changed. Run:\n  sudo -u {user} posthog-queue {}", args.join(" ")).into()
-        }
-        _ => error.into(),
-    }
-}
-
-/// An argument as a shell reads it.
-fn quoted(arg: String) -> String {
-    let is_plain = |char: char| char.is_ascii_alphanumeric() || "-_./:=,@+%".contains(char);
-    if !arg.is_empty() && arg.chars().all(is_plain) { arg } else { format!("'{}'", arg.replace('\'', "'\\''")) }
-}

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::events::{Scratch, duration, events, number};
 use crate::output::{Output, Progress, Tone, Unit};
-use crate::target::{Target, explained};
+use crate::target::Target;
 use crate::{Failure, Verdict};
 
 #[derive(Debug, ClapArgs)]
@@ -109,7 +109,7 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Result<Verdict, Failure> {
         (Some(host), Some(key)) => {
             let dir = queues.first().map(|queue| queue.queue_dir().to_path_buf()).unwrap_or_default();
             (verdict, moved) = move_all(&queues, key, host, &until, output)?;
-            let project = inspect::project_name(key, host).map_err(explained)?;
+            let project = inspect::project_name(key, host)?;
             queues = inspect::queues(&dir)?.into_iter().filter(|queue| queue.project() == project).collect();
         }
         _ if args.target.has_lane() => {
@@ -154,7 +154,7 @@ fn move_all(
     until: &Until,
     output: &mut Output,
 ) -> Result<(Verdict, u64), Failure> {
-    let project = inspect::project_name(key, host).map_err(explained)?;
+    let project = inspect::project_name(key, host)?;
     let from: Vec<_> = queues.iter().filter(|queue| queue.project() != project && !queue.is_known_empty()).collect();
     let (mut verdict, mut total) = (Verdict::Fine, 0);
     let waiting = from.iter().map(|queue| queue.waiting()).sum();
@@ -180,7 +180,7 @@ fn move_all(
             bar.at(before + events);
             until.reached().is_none()
         });
-        let moved = moved.map_err(explained)?;
+        let moved = moved?;
         total += moved.events;
         if moved.damaged > 0 {
             bar.note(&format!("Damaged: {} of {} could not be read.", events(moved.damaged), queue.path().display()));
@@ -206,7 +206,7 @@ fn drain(queues: &[QueueDir], args: &Args, until: &Until, output: &Output) -> Re
     }
     if let Some(queue) = free {
         let settings = Config::new("").with_env().historical_migration(args.historical);
-        let drain = Drain::begin(queue, settings).map_err(explained)?;
+        let drain = Drain::begin(queue, settings)?;
         let first = drain.progress()?;
         let bar = output.progress("Delivering", first.delivered + first.remaining, Unit::Events);
         drained.ended = deliver(&drain, until, args.timeout.is_some(), &bar)?;

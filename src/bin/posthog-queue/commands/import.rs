@@ -8,7 +8,6 @@ use posthog::inspect::{self, BadLine, ImportOptions};
 use crate::events::{events, number};
 use crate::files::{self, InFile};
 use crate::output::{Output, Unit};
-use crate::target::explained;
 use crate::{Failure, Verdict};
 
 #[derive(Debug, ClapArgs)]
@@ -66,9 +65,9 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Result<Verdict, Failure> {
     });
     drop(bar);
     if shown > BAD_SHOWN {
-        output.note(&format!("… and {} more bad lines", number(shown - BAD_SHOWN)));
+        output.note(&format!("... and {} more bad lines", number(shown - BAD_SHOWN)));
     }
-    let imported = imported.map_err(explained)?;
+    let imported = imported?;
     if output.is_json() {
         output.json(&imported)?;
     } else if imported.was_imported {

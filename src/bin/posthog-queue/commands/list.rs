@@ -55,7 +55,7 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Result<Verdict, Failure> {
     if found == 0 {
         output.note("No such event.");
     } else if is_read && found > listed {
-        output.line(format!("… and {} more (--limit 0 lists all)", events(found - listed)))?;
+        output.line(format!("... and {} more (--limit 0 lists all)", events(found - listed)))?;
     }
     verdict = verdict.max(Verdict::Fine);
     Ok(verdict)

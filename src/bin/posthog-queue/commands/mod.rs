@@ -6,19 +6,19 @@ use crate::output::Output;
 use crate::{Failure, Verdict};
 
 mod crash;
-mod prove;
+mod dead;
 mod drain;
 mod export;
+mod forget;
 mod import;
 mod list;
-mod show;
-mod dead;
-mod forget;
-mod repair;
 mod metrics;
+mod prove;
+mod repair;
+mod show;
 mod status;
-mod verify;
 mod status_text;
+mod verify;
 
 /// What to do.
 #[derive(Debug, Subcommand)]
