@@ -1,4 +1,5 @@
-//! [`to_prometheus`]: the statuses of queues as metrics, for a monitoring that has no access to the programs themselves.
+//! [`to_prometheus`]: the statuses of queues as metrics, for a monitoring that has no access to the programs
+//! themselves.
 //!
 //! What means the same as in [`Stats::to_prometheus`](crate::Stats::to_prometheus) has the same name, from the same
 //! table. There one program reports its lanes; here one text has the queues of many, alive or dead, so each series has
@@ -104,8 +105,8 @@ const OBSERVED: &[Observed] = &[
 /// Names that [`Stats::to_prometheus`](crate::Stats::to_prometheus) has too mean the same. A queue that a newer version
 /// wrote has only `posthog_queue_state` and what the file system says.
 ///
-/// For node_exporter's textfile collector, write it to a new file in the collector's directory and rename that, so that no
-/// scrape reads half of it.
+/// For node_exporter's textfile collector, write it to a new file in the collector's directory and rename that, so that
+/// no scrape reads half of it.
 pub fn to_prometheus(statuses: &[QueueStatus]) -> String {
     let mut text = String::with_capacity(statuses.len().saturating_mul(8 * 1024));
     for family in METRIC_FAMILIES {

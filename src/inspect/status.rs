@@ -21,9 +21,9 @@ use crate::sys::disk::Disk;
 
 /// How a queue is, at the moment at which it was read. [`verdict`](Self::verdict) judges it.
 ///
-/// What the owner says of itself (`delivery`, `fill_percent`, `rejecting`, `dropped`, `storage`, `medium`) is what it wrote
-/// when it last had something to do: at `described_at`. It is `None` or empty until an owner has opened the queue, and of
-/// an owner whose version of this library does not write it.
+/// What the owner says of itself (`delivery`, `fill_percent`, `rejecting`, `dropped`, `storage`, `medium`) is what it
+/// wrote when it last had something to do: at `described_at`. It is `None` or empty until an owner has opened the
+/// queue, and of an owner whose version of this library does not write it.
 ///
 /// Serialized, every field is a key of an object, times are Unix time in seconds, and what is not known is `null`.
 #[derive(Clone, Debug, Serialize)]
@@ -217,7 +217,8 @@ impl QueueDir {
         Ok(status)
     }
 
-    /// The host and the beginning of the key: from the store, or else from the note for people in the project's directory.
+    /// The host and the beginning of the key: from the store, or else from the note for people in the project's
+    /// directory.
     fn shown_identity(&self) -> (Option<String>, Option<String>) {
         if let Some((host, key)) = self.identity() {
             return (Some(host), Some(crate::pipeline::abbreviated(&key)));

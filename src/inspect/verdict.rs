@@ -1,8 +1,8 @@
 //! [`QueueVerdict`]: whether a queue is well, judged from its [`QueueStatus`] alone.
 //!
-//! A pure function. What the owner says of itself is judged by the rules of [`Stats::health`](crate::Stats::health); what
-//! only an observer can see is added: that nobody has the queue open, that the owner is stopped or hangs, and that files
-//! were damaged.
+//! A pure function. What the owner says of itself is judged by the rules of [`Stats::health`](crate::Stats::health);
+//! what only an observer can see is added: that nobody has the queue open, that the owner is stopped or hangs, and that
+//! files were damaged.
 
 use std::fmt;
 use std::time::Duration;
@@ -176,7 +176,8 @@ impl QueueStatus {
         let (state, advice) = match problem.cause {
             HealthCause::Rejecting => (QueueState::Dropping, ""),
             HealthCause::EndpointFailing if is_long => {
-                let advice = "check that this machine reaches the host (name, route, proxy, firewall), and https://status.posthog.com";
+                let advice = "check that this machine reaches the host (name, route, proxy, firewall), and \
+                              https://status.posthog.com";
                 (QueueState::Stuck, advice)
             }
             HealthCause::Quarantined => (QueueState::Stuck, "see which they are with: posthog-queue list"),

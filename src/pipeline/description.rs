@@ -2,8 +2,8 @@
 //! dropped. An operator's tool reads it without a lock, also after the process has died.
 //!
 //! The committer writes it when it is awake anyway: before it falls asleep without a timer, so that the page stays true
-//! while the lane is idle; when the pace of delivery has changed; and otherwise at most once a second. Nothing wakes for
-//! it but the beginning and the end of an outage. An idle lane writes nothing.
+//! while the lane is idle; when the pace of delivery has changed; and otherwise at most once a second. Nothing wakes
+//! for it but the beginning and the end of an outage. An idle lane writes nothing.
 //!
 //! A page that only repeats the last good news would call a process well that hangs. So it also says by when the lane
 //! writes again ([`LaneState::due_at`]): a reader that finds this time long past knows that the lane hangs.
@@ -38,7 +38,8 @@ impl Described {
 }
 
 impl Committer {
-    /// Describes the lane on the status page, if that is due. Called after its turn, when the time of the next is known.
+    /// Describes the lane on the status page, if that is due. Called after its turn, when the time of the next is
+    /// known.
     pub(super) fn describe(&mut self) {
         let pipeline = &self.pipeline;
         if !self.is_due || pipeline.shard.is_volatile() || pipeline.finished.get().is_some() {
@@ -57,8 +58,8 @@ impl Committer {
         }
     }
 
-    /// The lane begins a turn. If the page says that nothing is due, it says now that the end of the turn is: the turn may
-    /// hang in a disk that does not respond.
+    /// The lane begins a turn. If the page says that nothing is due, it says now that the end of the turn is: the turn
+    /// may hang in a disk that does not respond.
     pub(super) fn describe_begin(&self) {
         let pipeline = &self.pipeline;
         if self.is_due && self.described.at.is_some() && !self.described.is_due && !pipeline.shard.is_volatile() {

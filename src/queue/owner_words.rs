@@ -1,11 +1,11 @@
 //! The owner's words: numbers and short texts on the status page whose meaning belongs to the layer above the queue.
 //!
 //! They tell an operator, who reads the page without a lock, how the owner is and why records do not leave. An older
-//! library leaves them as it finds them, so the owner that writes them repeats its start time in front of them, and they
-//! are believed only while it equals the start time of the page's owner.
+//! library leaves them as it finds them, so the owner that writes them repeats its start time in front of them, and
+//! they are believed only while it equals the start time of the page's owner.
 //!
-//! Numbers are written one by one; each stands for itself. A text has a check, so that one that was being replaced when it
-//! was read, or when its owner died, is taken for none.
+//! Numbers are written one by one; each stands for itself. A text has a check, so that one that was being replaced when
+//! it was read, or when its owner died, is taken for none.
 
 use std::sync::atomic::Ordering;
 

@@ -1,6 +1,8 @@
-//! [`LaneState`]: what a lane says of itself on the status page of its queue, for processes that look at it from outside.
+//! [`LaneState`]: what a lane says of itself on the status page of its queue, for processes that look at it from
+//! outside.
 //!
-//! The queue stores numbers and texts; what each of them means is here, in one table that the writer and the reader share.
+//! The queue stores numbers and texts; what each of them means is here, in one table that the writer and the reader
+//! share.
 //! `docs/format.md` has the same table. A number that a reader does not know is taken for the harmless one.
 
 use super::drop_reason::DropReason;

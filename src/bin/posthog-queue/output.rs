@@ -1,7 +1,7 @@
 //! How results are written: tables, JSON, colours, progress bars, questions.
 //!
-//! Results go to standard output, everything else (progress, questions, errors) to standard error. A colour or a progress
-//! bar appears only on a terminal.
+//! Results go to standard output, everything else (progress, questions, errors) to standard error. A colour or a
+//! progress bar appears only on a terminal.
 
 use std::error::Error;
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
@@ -130,7 +130,8 @@ impl Output {
         Progress { bar, shown, began: std::time::Instant::now() }
     }
 
-    /// Asks before something that cannot be undone. `--yes` answers; without it and without a terminal the answer is no.
+    /// Asks before something that cannot be undone. `--yes` answers; without it and without a terminal the answer is
+    /// no.
     pub(crate) fn confirm(&mut self, question: &str) -> Result<bool, Failure> {
         if self.args.yes {
             return Ok(true);
