@@ -12,7 +12,7 @@ mod export;
 mod forget;
 mod import;
 mod list;
-mod metrics;
+mod prometheus;
 mod prove;
 mod repair;
 mod show;
@@ -55,14 +55,14 @@ pub(crate) enum Command {
     /// Removes a person from the queues
     Forget(forget::Args),
     /// Writes metrics of the queues for Prometheus
-    Metrics(metrics::Args),
+    Metrics(prometheus::Args),
 }
 
 impl Command {
     pub(crate) fn run(self, output: &mut Output) -> Result<Verdict, Failure> {
         match self {
             Command::Status(args) => status::run(&args, output),
-            Command::Metrics(args) => metrics::run(&args, output),
+            Command::Metrics(args) => prometheus::run(&args, output),
             Command::Prove(args) => prove::run(args, output),
             Command::Crash(args) => crash::run(args, output),
             Command::ProveVictim(args) => prove::run_victim(&args),

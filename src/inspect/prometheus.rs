@@ -219,6 +219,8 @@ mod tests {
             assert!(seen.insert(format!("{} {:?}", sample.name, sample.labels)), "twice: {sample:?}");
             let names: Vec<_> = sample.labels.iter().take(4).map(|(name, _)| name.as_str()).collect();
             assert_eq!(names, ["project", "host", "lane", "shard"], "{sample:?}");
+            let distinct: HashSet<_> = sample.labels.iter().map(|(name, _)| name).collect();
+            assert_eq!(distinct.len(), sample.labels.len(), "a label twice: {sample:?}");
         }
         let queued = families.iter().find(|(name, ..)| name == "posthog_queue_events").map(|(_, _, samples)| samples);
         let queued: Vec<_> = queued.unwrap().iter().map(|sample| sample.value).collect();
