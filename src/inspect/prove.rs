@@ -416,6 +416,7 @@ mod tests {
         assert_eq!(found.histogram.iter().map(|range| range.count).sum::<u64>(), 4);
         let last = found.histogram.last().unwrap();
         assert!(last.count == 1 && last.below_seconds > 1e-3 && last.below_seconds < 2.1e-3, "{last:?}");
+        assert_eq!((times(&[9, 1]).median_seconds, times(&[9, 1]).p99_seconds), (1e-6, 9e-6));
         assert_eq!(times(&[]), Latencies::default());
     }
 
