@@ -118,6 +118,14 @@ impl OwnedQueue {
 
 fn note(finding: &Finding) -> Option<String> {
     Some(match finding {
+        // `repair` asks for this; the reason that the store gives is another one.
+        Finding::Salvaged { path, lost, .. } if path.ends_with("queue.redb") => {
+            format!(
+                "the store was replaced; {} of it lost; the old one is kept as {}",
+                wording::count(*lost, "event"),
+                path.display()
+            )
+        }
         Finding::Salvaged { path, why, lost } => {
             format!("{why}: it is kept as {}; {} lost", path.display(), wording::count(*lost, "event"))
         }

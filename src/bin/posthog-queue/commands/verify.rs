@@ -61,7 +61,7 @@ pub(super) fn print(verification: &Verification, output: &mut Output) -> Result<
     output.line(format!("{word}: {}{copy}", verification.queue.display()))?;
     let can_be = if is_damaged { "can be saved" } else { "wait" };
     output.line(format!(
-        "  {} {can_be} ({} of them in the journal), {}, {}.",
+        "  {} {can_be}, {} of them in the journal.\n  {}, {}.",
         count(verification.waiting_events, "event"),
         verification.journal_events,
         count(verification.dead_letters, "dead letter"),
