@@ -233,10 +233,16 @@ fn an_export_that_is_imported_and_sent_is_byte_for_byte_the_same() {
 fn until_it_ends(args: &[&str]) -> (Option<i32>, u32) {
     let mut kills = 0;
     loop {
-        let mut child = command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = command(args).stdout(Stdio::null()).spawn().unwrap();
         // Longer each time, so that all runs together take a few times as long as one that is not killed, on any machine.
         let after = Duration::from_millis(4).mul_f64(1.35_f64.powi(kills as i32));
         if let Some(status) = ended_within(&mut child, after) {
+            if !status.success() {
+                // The test shows what the last run said.
+                let mut said = String::new();
+                std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut said).unwrap();
+                eprintln!("{said}");
+            }
             return (status.code(), kills);
         }
         child.kill().unwrap();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args as ClapArgs;
 use posthog::Config;
-use posthog::inspect::{self, Drain, DrainProgress, QueueDir};
+use posthog::inspect::{self, Drain, DrainProgress, InspectError, QueueDir};
 use serde::Serialize;
 
 use crate::events::{Scratch, duration, events, number};
@@ -218,8 +218,11 @@ fn drain(queues: &[QueueDir], args: &Args, until: &Until, output: &Output) -> Re
     }
     if drained.progress.as_ref().is_none_or(|progress| progress.remaining <= progress.quarantined) {
         for queue in queues {
-            if queue.owner()?.is_none() {
-                drained.dead_letters += queue.count_dead(&args.scratch.dir())?;
+            match queue.owner()?.map_or_else(|| queue.count_dead(&args.scratch.dir()), |_| Ok(0)) {
+                Ok(dead) => drained.dead_letters += dead,
+                // Another process has just taken it, and counts its dead letters itself.
+                Err(InspectError::Owned { .. } | InspectError::Busy { .. }) => {}
+                Err(error) => return Err(error.into()),
             }
         }
     }
