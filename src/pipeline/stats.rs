@@ -64,6 +64,7 @@ impl Pipeline {
             last_error: delivery.last_error,
             last_success: delivery.last_success.map(system_time),
             dir: Some(self.shard.dir().clone()).filter(|_| !self.shard.is_volatile()),
+            flag_definitions_failure: self.definitions().and_then(|loader| loader.failure()),
             ai_unavailable: false,
             ai: None,
             analytics: None,

@@ -127,6 +127,9 @@ pub enum HealthCause {
     /// Degraded: an event has been in the store for more than five minutes, whatever delivery is doing. Also while a
     /// backlog of an outage is delivered.
     Late,
+    /// Degraded: feature flag definitions could not be loaded when that was last tried, or PostHog rejects the secret key
+    /// (`Stats::flag_definitions_failure`).
+    FlagDefinitions,
     /// Degraded: delivery panicked, a defect of this library, and is started again.
     DeliveryRestarting,
     /// Degraded: the client is disabled by the program, or has no key.
@@ -153,7 +156,7 @@ impl HealthStatus {
 
 impl HealthCause {
     /// All of them.
-    pub(crate) const ALL: [HealthCause; 16] = [
+    pub(crate) const ALL: [HealthCause; 17] = [
         HealthCause::Closed,
         HealthCause::ThreadEnded,
         HealthCause::ThreadStuck,
@@ -166,6 +169,7 @@ impl HealthCause {
         HealthCause::EndpointFailing,
         HealthCause::Quarantined,
         HealthCause::Late,
+        HealthCause::FlagDefinitions,
         HealthCause::DeliveryRestarting,
         HealthCause::Disabled,
         HealthCause::OptedOut,
@@ -187,6 +191,7 @@ impl HealthCause {
             HealthCause::EndpointFailing => "endpoint_failing",
             HealthCause::Quarantined => "quarantined",
             HealthCause::Late => "late",
+            HealthCause::FlagDefinitions => "flag_definitions",
             HealthCause::DeliveryRestarting => "delivery_restarting",
             HealthCause::Disabled => "disabled",
             HealthCause::OptedOut => "opted_out",
@@ -244,6 +249,9 @@ impl Stats {
                 let detail = "the queue of AI events cannot be opened, and AI events are dropped; opening is tried again \
                               by the first one that is captured a minute later; the diagnostic storage_failing says why";
                 problems.push(HealthProblem { cause: HealthCause::AiUnavailable, lane: "ai", detail: detail.into() });
+            }
+            if let Some(detail) = self.flag_definitions_failure.clone() {
+                problems.push(HealthProblem { cause: HealthCause::FlagDefinitions, lane: "analytics", detail });
             }
         }
         // Stable: problems of the same severity stay in the order in which they were found.

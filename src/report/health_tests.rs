@@ -45,6 +45,8 @@ fn dropped_events_are_a_failure_unless_the_program_wants_it() {
     assert_eq!(judged(&Stats::forked(Vec::new(), false)), degraded(HealthCause::NotOpened));
     assert_eq!(judged(&Stats::forked(Vec::new(), true)), failing(HealthCause::Rejecting));
     assert_eq!(with(|stats| stats.ai_unavailable = true), degraded(HealthCause::AiUnavailable));
+    let refused = |stats: &mut Stats| stats.flag_definitions_failure = Some("refused".into());
+    assert_eq!(with(refused), degraded(HealthCause::FlagDefinitions));
     for stats in [Stats::disabled(Vec::new()), Stats::forked(Vec::new(), false)] {
         assert!(stats.health().is_ready() && stats.health().is_alive());
     }
@@ -66,6 +68,19 @@ fn a_client_whose_queue_is_gone_needs_a_restart() {
     assert!(Stats { ai_unavailable: true, ..working() }.health().is_alive());
     stats.storage = StorageMode::Closed;
     assert!(stats.health().is_alive());
+}
+
+#[test]
+fn the_detail_of_a_pause_names_its_status_once() {
+    for said in ["HTTP status 401: no such key", "HTTP status 401, apparently not from PostHog", "no such key"] {
+        let mut stats = working();
+        stats.delivery = DeliveryPhase::Paused { status: 401, retry_in: Duration::from_secs(42) };
+        stats.last_error = Some(said.into());
+        let health = stats.health();
+        let [problem] = &health.problems[..] else { panic!("{health:?}") };
+        assert!(problem.detail.matches("401").count() == 1, "{health}");
+        assert!(problem.detail.starts_with("delivery is paused (HTTP status 401): "), "{health}");
+    }
 }
 
 #[test]

@@ -89,6 +89,7 @@ impl Serialize for Stats {
             "last_error": self.last_error,
             "last_success_timestamp_seconds": timestamp(self.last_success),
             "dir": self.dir.as_ref().map(|dir| dir.to_string_lossy()),
+            "flag_definitions_failure": self.flag_definitions_failure,
             "ai_unavailable": self.ai_unavailable,
             "ai": self.ai,
             "analytics": self.analytics,

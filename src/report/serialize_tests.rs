@@ -23,7 +23,7 @@ fn statistics_have_the_golden_shape() {
         "deliver_thread": {"name": "working", "busy_for_seconds": 0.25},
         "consecutive_failures": 0, "failed_attempts": 7, "quarantined": 0, "last_error": "HTTP status 503",
         "last_success_timestamp_seconds": 1_700_000_000.5, "dir": "/var/lib/daemon/posthog/p/shard-0",
-        "ai_unavailable": false, "ai": null, "analytics": null,
+        "flag_definitions_failure": null, "ai_unavailable": false, "ai": null, "analytics": null,
     });
     assert_eq!(of(&working()), golden);
     let both = of(&with_ai());

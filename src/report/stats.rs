@@ -95,6 +95,9 @@ pub struct Stats {
     pub last_success: Option<SystemTime>,
     /// The directory of the queue; `None` if the queue is in memory.
     pub dir: Option<PathBuf>,
+    /// Why feature flag definitions could not be loaded when that was last tried; `None` if it succeeded, and without a
+    /// secret key and a provider.
+    pub flag_definitions_failure: Option<String>,
     /// Whether the queue of AI events could not be opened. AI events are dropped meanwhile
     /// ([`DropReason::Storage`]); the first one that is captured a minute later opens it again.
     pub ai_unavailable: bool,
@@ -449,6 +452,7 @@ impl Stats {
             last_error: None,
             last_success: None,
             dir: None,
+            flag_definitions_failure: None,
             ai_unavailable: false,
             ai: None,
             analytics: None,

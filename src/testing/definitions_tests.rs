@@ -13,6 +13,7 @@ use crate::diagnostics::{Diagnostic, DiagnosticCategory};
 use crate::feature_flags::{
     FlagDefinitionProvider, FlagDefinitions, FlagDefinitionsError, FlagDefinitionsState, ProviderError,
 };
+use crate::stats::HealthCause;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const SECRET: &str = "phx_verysecret";
@@ -86,8 +87,11 @@ fn fdl_02_an_outage_is_reported_at_its_start_and_end() {
     assert!(reload(&harness).is_err());
     assert_eq!(harness.client().flag_definitions_age(), Some(10 * MINUTE));
     assert_eq!(harness.client().flag_definitions_state(), FlagDefinitionsState::Stale);
+    let has_problem = || harness.client().health().has(HealthCause::FlagDefinitions);
+    assert!(has_problem());
     harness.server().always(Route::FlagDefinitions, Answer::ok());
     reload(&harness).unwrap();
+    assert!(!has_problem());
     let reported = failures(&harness, DiagnosticCategory::FlagDefinitions);
     assert!(
         matches!(&reported[..], [Diagnostic::FlagDefinitionsUnavailable { .. }, Diagnostic::FlagDefinitionsRecovered]),

@@ -2,7 +2,7 @@
 //! task.
 
 use std::fmt::{self, Debug};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 #[cfg(feature = "testing")]
@@ -54,12 +54,12 @@ pub enum FlagDefinitionsError {
     )]
     NotConfigured,
     /// PostHog did not respond, or not with definitions. Definitions that were loaded before stay in use.
-    #[error("feature flag definitions cannot be loaded: {0}; those loaded before stay in use")]
+    #[error("feature flag definitions cannot be loaded: {0}; any that were loaded before stay in use")]
     Unavailable(String),
     /// PostHog rejected the secret key (401, 403), or the quota is exceeded (402). Definitions that were loaded before
     /// are dropped.
     #[error(
-        "PostHog refuses feature flag definitions (HTTP status {status}: {why}); those loaded before are no longer used; \
+        "PostHog refuses feature flag definitions (HTTP status {status}: {why}); any that were loaded before are no longer used; \
          check Config::secret_key (POSTHOG_SECRET_KEY) and the quota"
     )]
     Refused {
@@ -69,10 +69,10 @@ pub enum FlagDefinitionsError {
         why: String,
     },
     /// The document cannot be parsed. Definitions that were loaded before stay in use.
-    #[error("feature flag definitions cannot be read: {0}; those loaded before stay in use")]
+    #[error("feature flag definitions cannot be read: {0}; any that were loaded before stay in use")]
     Unreadable(String),
     /// The provider has no definitions, or failed. Definitions that were loaded before stay in use.
-    #[error("the provider did not return feature flag definitions: {0}; those loaded before stay in use")]
+    #[error("the provider did not return feature flag definitions: {0}; any that were loaded before stay in use")]
     Provider(String),
     /// The client is closed.
     #[error("the client is closed")]
@@ -100,7 +100,8 @@ pub(crate) struct Loader {
     /// A hash of the document that an earlier process kept. It outlives a reset before the first load, unlike `current`.
     pub(super) restored_hash: Option<u64>,
     generation: AtomicU64,
-    is_stale: AtomicBool,
+    /// Why the last load failed, if it did.
+    failure: Mutex<Option<String>>,
     mailbox: Mutex<Mailbox>,
     /// Wakes the task. Several commands may cause one wakeup.
     wake: Notify,
@@ -160,7 +161,7 @@ impl Loader {
         match &*self.current.load() {
             None => FlagDefinitionsState::Missing,
             Some(loaded) if loaded.is_restored => FlagDefinitionsState::Restored,
-            Some(_) if self.is_stale.load(Ordering::Acquire) => FlagDefinitionsState::Stale,
+            Some(_) if self.failure().is_some() => FlagDefinitionsState::Stale,
             Some(_) => FlagDefinitionsState::Fresh,
         }
     }
@@ -248,8 +249,14 @@ impl Loader {
         self.current.store(None);
     }
 
-    pub(super) fn set_stale(&self, is_stale: bool) {
-        self.is_stale.store(is_stale, Ordering::Release);
+    /// Notes how a load ended.
+    pub(super) fn note_failure(&self, failure: Option<String>) {
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+    }
+
+    /// Why the last load failed; `None` if it succeeded, and before the first has ended.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether a reset was requested since the last call.

@@ -84,10 +84,10 @@ struct Poller {
 impl Drop for Poller {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.loader.set_stale(true);
             let why = "the loader of feature flag definitions panicked, which is a defect of this library \
                        (please report it); definitions loaded earlier stay in use until this process ends"
                 .to_owned();
+            self.loader.note_failure(Some(why.clone()));
             reentry::caught(|| (self.parts.report)(Diagnostic::FlagDefinitionsUnavailable { why }));
         }
         self.loader.close();
@@ -222,7 +222,7 @@ impl Poller {
 
     /// Ends a load: answers the callers that wait for it, reports a change, and returns the wait until the next load.
     fn conclude(&mut self, loaded: Result<(), Error>) -> Duration {
-        self.loader.set_stale(loaded.is_err());
+        self.loader.note_failure(loaded.as_ref().err().map(ToString::to_string));
         let has_definitions = self.loader.current().is_some();
         let (interval, rng) = (self.parts.options.interval, &mut self.rng);
         let wait = match &loaded {
