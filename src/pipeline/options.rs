@@ -47,6 +47,9 @@ impl Lane {
     }
 }
 
+/// Called with what was delivered and what remains, and the directory of the queue.
+pub(crate) type OnEnded = Arc<dyn Fn(&ShutdownReport, &Path) + Send + Sync>;
+
 /// The options of a lane, checked by `config`.
 #[derive(Clone)]
 pub(crate) struct PipelineOptions {
@@ -83,7 +86,7 @@ pub(crate) struct PipelineOptions {
     /// Receives every diagnostic.
     pub(crate) report: Report,
     /// Called when the lane has ended and reports nothing more.
-    pub(crate) ended: Arc<dyn Fn(&ShutdownReport, &Path) + Send + Sync>,
+    pub(crate) ended: OnEnded,
     /// The disk.
     pub(crate) disk: Disk,
     /// The clock.
