@@ -35,7 +35,9 @@ pub(crate) struct Args {
 /// One line of JSON.
 #[derive(Serialize)]
 struct Line<'a> {
-    queue: PathBuf,
+    /// Where the repair does not name it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue: Option<PathBuf>,
     is_repaired: bool,
     #[serde(flatten)]
     repair: Option<&'a Repair>,
@@ -62,7 +64,7 @@ fn repair(queue: &QueueDir, args: &Args, output: &mut Output) -> Result<Verdict,
     let is_damaged = verification.problems.iter().any(|problem| problem.kind == ProblemKind::Damage);
     if !is_damaged && !args.force {
         if output.is_json() {
-            output.json(&Line { queue: queue.path().into(), is_repaired: false, repair: None })?;
+            output.json(&Line { queue: Some(queue.path().into()), is_repaired: false, repair: None })?;
         } else if verification.is_sound {
             output.line(format!("Nothing to repair: {}", queue.path().display()))?;
         } else {
@@ -76,7 +78,7 @@ fn repair(queue: &QueueDir, args: &Args, output: &mut Output) -> Result<Verdict,
     }
     let repair = queue.repair(args.host.as_deref().zip(args.key.as_deref()))?;
     if output.is_json() {
-        output.json(&Line { queue: queue.path().into(), is_repaired: true, repair: Some(&repair) })?;
+        output.json(&Line { queue: None, is_repaired: true, repair: Some(&repair) })?;
     } else {
         print(&repair, output)?;
     }
