@@ -319,7 +319,7 @@ fn a_big_queue_is_judged_in_bounded_memory() {
             );
             let began = std::time::Instant::now();
             let ran = ran(sink::command("sh").args(["-c", &script]));
-            println!("status and metrics of {} events: {:?}", many(), began.elapsed());
+            eprintln!("status and metrics of {} events: {:?}", many(), began.elapsed());
             assert_eq!(ran.code, Some(0), "{ran:?}");
             let found: Value = serde_json::from_str(&ran.out).unwrap();
             assert_eq!((&found["queued_events"], state(&found)), (&many().into(), ("waiting", "no_owner")), "{found}");

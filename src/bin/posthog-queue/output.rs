@@ -45,7 +45,6 @@ pub(crate) enum Tone {
     Good,
     Warning,
     Bad,
-    Plain,
 }
 
 /// The width that output is made for, on a terminal of that width or more and elsewhere.
@@ -108,7 +107,6 @@ impl Output {
             Tone::Good => "32",
             Tone::Warning => "33",
             Tone::Bad => "31",
-            Tone::Plain => return text.to_owned(),
         };
         let is_wanted = self.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         if is_wanted { format!("\u{1b}[1;{code}m{text}\u{1b}[0m") } else { text.to_owned() }

@@ -5,8 +5,6 @@ use std::path::PathBuf;
 use clap::Args;
 use posthog::inspect::{self, InspectError, QueueDir};
 
-use crate::Failure;
-
 /// The queues below a directory, or some of them.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Target {
