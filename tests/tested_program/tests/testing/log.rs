@@ -212,6 +212,7 @@ fn a_hook_that_logs_and_own_records_do_not_loop() {
         config.before_send(|event: Event| {
             if let Some(logger) = LOGGER.get() {
                 log_to(logger, Level::Error, "hook", "in the");
+                log_pairs(logger, Level::Error, &[("error", KvValue::from_dyn_error(&cart_unreadable()))]);
             }
             Some(event)
         })
@@ -223,6 +224,7 @@ fn a_hook_that_logs_and_own_records_do_not_loop() {
     assert!(harness.queued().is_empty(), "a record of the library");
     log_to(logger, Level::Error, "my_app", "failure of");
     let queued = harness.queued();
-    assert_eq!(queued.iter().map(message).collect::<Vec<_>>(), ["in the hook", "failure of my_app"]);
-    assert_eq!(noting.lines().len(), 3, "all are passed on");
+    let messages: Vec<_> = queued.iter().map(message).collect();
+    assert_eq!(messages, ["in the hook", "the cart cannot be read", "failure of my_app"]);
+    assert_eq!(noting.lines().len(), 4, "all are passed on");
 }
