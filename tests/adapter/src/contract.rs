@@ -80,9 +80,8 @@ async fn health(State(instances): Shared) -> Json<Value> {
         Encoding::Zstd => "encoding_zstd",
     };
     let capabilities = match terms.protocol {
-        // Not `capture_ai_v1`, whose tests use an action that captures several AI events, which is not here.
         CaptureProtocol::V0 => vec!["capture_v0", "capture_ai_v0", encoding],
-        CaptureProtocol::V1 => vec!["capture_v1", encoding],
+        CaptureProtocol::V1 => vec!["capture_v1", "capture_ai_v1", encoding],
     };
     Json(json!({
         "sdk_name": "posthog-durable",

@@ -55,6 +55,8 @@ pub(crate) struct Test<'a> {
     id: Option<String>,
     http: reqwest::Client,
     pub(crate) sink: Sink,
+    /// Whether it captures AI events.
+    is_ai: bool,
 }
 
 impl<'a> Test<'a> {
@@ -63,9 +65,24 @@ impl<'a> Test<'a> {
         // HTTP.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap();
-        let test = Self { adapter, id: id.map(str::to_owned), http, sink: Sink::start() };
+        let test = Self { adapter, id: id.map(str::to_owned), http, sink: Sink::start(), is_ai: false };
         test.post("/reset", None).await;
         test
+    }
+
+    /// The same test with AI events.
+    pub(crate) fn of_ai(self) -> Self {
+        Self { is_ai: true, ..self }
+    }
+
+    /// The endpoint that V1 has for the events of the test.
+    pub(crate) fn endpoint(&self) -> &'static str {
+        if self.is_ai { "/i/v1/ai/events" } else { "/i/v1/analytics/events" }
+    }
+
+    /// The name of the events of the test.
+    pub(crate) fn event(&self) -> &'static str {
+        if self.is_ai { "$ai_generation" } else { "tick" }
     }
 
     pub(crate) fn id(&self) -> Option<&str> {
@@ -79,9 +96,10 @@ impl<'a> Test<'a> {
     }
 
     pub(crate) async fn capture(&self, event: Value) -> Value {
-        let mut body = json!({ "distinct_id": "user_1", "event": "tick", "properties": null, "timestamp": null });
+        let name = self.event();
+        let mut body = json!({ "distinct_id": "user_1", "event": name, "properties": null, "timestamp": null });
         body.as_object_mut().unwrap().extend(event.as_object().unwrap().clone());
-        self.post("/capture", Some(body)).await
+        self.post(if self.is_ai { "/capture_ai" } else { "/capture" }, Some(body)).await
     }
 
     pub(crate) async fn flush(&self) {

@@ -18,7 +18,7 @@ async fn events_have_the_wire_shape(test: &Test<'_>) {
     test.capture(json!({ "properties": { "plan": "pro" } })).await;
     test.flush().await;
     let request = test.at_least(1).await.remove(0);
-    assert_eq!(request.path.trim_end_matches('/'), "/i/v1/analytics/events");
+    assert_eq!(request.path.trim_end_matches('/'), test.endpoint());
     assert_eq!(request.header("authorization"), Some("Bearer phc_test_key"));
     assert_eq!(
         (request.header("posthog-attempt"), request.header("content-type")),
@@ -132,11 +132,30 @@ async fn a_body_is_compressed_if_compression_is_enabled(test: &Test<'_>, codec: 
     test.flush().await;
     let request = test.at_least(1).await.remove(0);
     assert_eq!((request.header("content-encoding"), request.query.as_str()), (Some(codec), ""));
-    assert_eq!(test.sink.events()[0].event, "tick", "it can be read");
+    assert_eq!(test.sink.events()[0].event, test.event(), "it can be read");
+}
+
+async fn ai_events_have_an_endpoint_of_their_own(test: &Test<'_>) {
+    test.init(json!({})).await;
+    let given = "0198c0de-0000-7000-8000-000000000abc";
+    let event = json!({ "distinct_id": "user_1", "event": "$ai_generation", "uuid": given });
+    assert_eq!(test.post("/capture_ai", Some(event)).await["uuid"], given);
+    test.capture(json!({ "event": "$ai_span" })).await;
+    test.flush().await;
+    let requests = test.at_least(2).await;
+    let events = test.sink.events();
+    let at = |name: &str| &*requests[events.iter().find(|event| event.event == name).unwrap().request].path;
+    assert_eq!([at("$ai_generation"), at("$ai_span")], ["/i/v1/ai/events", "/i/v1/analytics/events"]);
+    assert_eq!(events.iter().find(|event| event.event == "$ai_generation").unwrap().uuid.to_string(), given);
 }
 
 async fn all(adapter: &Adapter, id: Option<&str>, codec: &str) {
-    let test = || Test::begin(adapter, id);
+    ai_events_have_an_endpoint_of_their_own(&Test::begin(adapter, id).await).await;
+    all_of(codec, || Test::begin(adapter, id)).await;
+    all_of(codec, || async { Test::begin(adapter, id).await.of_ai() }).await;
+}
+
+async fn all_of<'a, F: Future<Output = Test<'a>>>(codec: &str, test: impl Fn() -> F) {
     events_have_the_wire_shape(&test().await).await;
     a_retry_has_the_same_id_and_another_attempt_and_time(&test().await).await;
     options_are_not_sent_as_properties(&test().await).await;
@@ -165,7 +184,10 @@ async fn the_adapter_claims_only_the_codec_that_it_uses() {
     for codec in ["gzip", "deflate", "br", "zstd"] {
         let adapter = Adapter::start(&["--protocol", "v1", "--encoding", codec]);
         let test = Test::begin(&adapter, None).await;
-        assert_eq!(test.get("/health").await["capabilities"], json!(["capture_v1", format!("encoding_{codec}")]));
+        assert_eq!(
+            test.get("/health").await["capabilities"],
+            json!(["capture_v1", "capture_ai_v1", format!("encoding_{codec}")])
+        );
         a_body_is_compressed_if_compression_is_enabled(&test, codec).await;
     }
 }
