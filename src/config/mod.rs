@@ -703,7 +703,7 @@ impl Config {
 #[cfg(feature = "inspect")]
 impl Config {
     /// The project that this key and host name, as a client would understand them.
-    pub(crate) fn project_of(api_key: &str, host: &str) -> Result<crate::queue::Project, crate::Error> {
+    pub(crate) fn project_of(api_key: &str, host: &str) -> Result<crate::queue::Project, crate::error::Error> {
         endpoint::project(api_key, host).map(|(project, _)| project)
     }
 

@@ -89,6 +89,12 @@ impl Api {
                 }
                 Item::Use(used) if is_public(&used.vis) && !is_hidden(&used.attrs) => {
                     for (from, name) in leaves(&used.tree, &[]) {
+                        let first = from.first().map_or("", String::as_str);
+                        let below = [path, &[first.to_owned()]].concat();
+                        if !matches!(first, "crate" | "self" | "super") && !self.modules.contains_key(&below) {
+                            self.lines.insert(format!("{public}::{name} = {}", from.join("::")));
+                            continue;
+                        }
                         let definition = self.resolve(path, &from);
                         let (module, defined) = definition
                             .unwrap_or_else(|| panic!("{public}::{name}: no definition of {from:?} was found"));
