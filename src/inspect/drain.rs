@@ -4,6 +4,7 @@
 //! own retries, quarantine and dead letters. What is added here is the judgement whether something is left, from the
 //! status pages of the queues, which also count what is in queues that are not open yet.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -101,9 +102,25 @@ impl QueueDir {
         queue::predecessor(&Disk::of_any_user(), self.path()).queued_events()
     }
 
-    /// Whether the last owner closed the queue with no event in it, dead letters aside. Reads one page.
+    /// Whether the last owner closed the queue with no event in it, dead letters aside; or none has come so far as to make
+    /// its files. Reads one page.
     pub fn is_known_empty(&self) -> bool {
-        queue::is_known_empty(&Disk::of_any_user(), self.path())
+        queue::is_known_empty(&Disk::of_any_user(), self.path()) || self.is_unfinished()
+    }
+
+    /// Whether there is neither a store nor a journal: its first owner died before it had made them.
+    fn is_unfinished(&self) -> bool {
+        let names = fs::read_dir(self.path()).map(|names| names.flatten().map(|entry| entry.file_name()).collect());
+        let names: Vec<_> = names.unwrap_or_default();
+        let holds_events = |name: &std::ffi::OsString| {
+            name.to_str().is_none_or(|name| {
+                name == "queue.redb"
+                    || name == "queue.redb.ready"
+                    || name.starts_with("journal-")
+                    || name.starts_with("damaged-")
+            })
+        };
+        self.path().is_dir() && !names.iter().any(holds_events)
     }
 
     /// The number of dead letters in the queue. Reads all of it. `scratch`: see [`read`](Self::read).
@@ -250,7 +267,7 @@ fn survey(project_dir: &Path) -> Result<Survey, InspectError> {
         survey.counts.queued = survey.counts.queued.saturating_add(page.queued_events());
         survey.counts.delivered = survey.counts.delivered.saturating_add(ledger.delivered);
         survey.counts.dead_lettered = survey.counts.dead_lettered.saturating_add(ledger.dead_lettered);
-        if owner.is_none() && !queue::is_known_empty(&disk, queue.path()) {
+        if owner.is_none() && !queue.is_known_empty() {
             survey.unopened.push(queue.path().to_path_buf());
         }
     }

@@ -145,11 +145,14 @@ fn what_forget_cannot_reach_is_named() {
 
 /// Runs the command again and again, each time killed a little later.
 fn killed_again_and_again(queue: &Path, words: &str) {
-    for round in 0..60 {
+    for round in 0..40 {
         let mut child = command(queue, words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(round * 2));
+        std::thread::sleep(Duration::from_millis(round * 3));
         child.kill().unwrap();
         child.wait().unwrap();
+        // An orderly opening in between: after three owners that died while opening it, the store is replaced and the old
+        // one is kept, which `forget` does not change.
+        assert_eq!(tool(queue, "dead discard --yes --status 599").code, Some(0));
     }
 }
 
@@ -170,7 +173,8 @@ fn forget_killed_at_any_moment_loses_no_other_event() {
                 let line = tool(&queue, "verify --json").one();
                 let waiting = number(&line, "waiting_events");
                 assert!(line["is_sound"] == true && [WAITING, WAITING - 300].contains(&waiting), "{line}");
-                assert_eq!(tool(&queue, &words).code, Some(0));
+                let ended = tool(&queue, &words);
+                assert_eq!(ended.code, Some(0), "{ended:?}");
                 assert_eq!(files_with(&queue, &gone), [""; 0]);
                 let line = tool(&queue, "verify --json").one();
                 assert_eq!((number(&line, "waiting_events"), number(&line, "dead_letters")), (WAITING - 300, DEAD - 1));

@@ -1,6 +1,8 @@
 //! The commands `list`, `show`, `export`, `import` and `drain` of `posthog-queue`, against real queues: of killed
 //! processes, of living owners, damaged, of other users, large; and killed themselves.
 
+#![allow(clippy::redundant_closure, reason = "the name of a part is that of the test in which its closure stands")]
+
 use std::collections::BTreeSet;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -120,37 +122,41 @@ fn captures_and_dies(place: &Place) {
 
 #[test]
 fn the_events_of_a_killed_process_are_listed_and_shown() {
-    apart_to_death(offline, captures_and_dies, |fixture| {
-        let (dir, before) = (text(&fixture.queue), content(&fixture.queue));
-        let all = objects(0, &["list", dir]);
-        assert_eq!(uuids(&all), (0..30).map(|n| nth(n).to_string()).collect::<Vec<_>>());
-        for row in &all {
-            let is_journaled = row["state"] == "journal";
-            assert!(is_journaled || row["state"] == "queued", "{row}");
-            assert_eq!(row["since"].is_null(), is_journaled, "{row}");
-            assert!(row["lane"] == "analytics" && row["bytes"].as_u64().unwrap() > 50, "{row}");
-        }
-        assert_eq!((&all[3]["event"], &all[3]["distinct_id"]), (&json!("page"), &json!("user_1")));
-        assert_eq!(all[3]["timestamp"], "2023-11-14T22:13:23Z");
-        let count = |args: &[&str]| objects(0, &[&["list", dir], args].concat()).len();
-        assert_eq!(count(&["--event", "page"]), 10);
-        assert_eq!(count(&["--event", "page", "--event", "tick", "--distinct-id", "user_1"]), 15);
-        assert_eq!(count(&["--since", "2023-11-14T22:13:25Z", "--until", "2023-11-14T22:13:30Z"]), 5);
-        assert_eq!((count(&["--since", "2h"]), count(&["--until", "2023-11-15"]), count(&["-n", "4"])), (0, 30, 4));
-        assert_eq!(count(&["--state", "queued"]) + count(&["--state", "journal"]), 30);
-        assert_eq!(count(&["--state", "dead"]), 0);
-        assert_eq!(uuids(&objects(0, &["list", dir, "--newest", "-n", "2"])), [29, 28].map(|n| nth(n).to_string()));
-        let shown = must(0, &["show", &nth(4).to_string()[24..], "--in", dir]);
-        assert!(shown.contains("\"large\": 340282366920938463463374607431768211455,\n"), "{shown}");
-        assert!(shown.contains("\"$process_person_profile\": false"), "{shown}");
-        let shown = objects(0, &["show", &nth(5).to_string(), "--in", dir]);
-        assert_eq!(shown[0]["content"]["properties"]["$groups"], json!({"company": "acme", "seat": 7}));
-        assert!(objects(1, &["show", "0123456789ab", "--in", dir]).is_empty());
-        for line in must(0, &["list", dir]).lines() {
-            assert!(line.chars().count() <= 80, "{line}");
-        }
-        assert!(content(&fixture.queue) == before, "a command that reads has changed a file");
-    });
+    apart_to_death(
+        offline,
+        |place| captures_and_dies(place),
+        |fixture| {
+            let (dir, before) = (text(&fixture.queue), content(&fixture.queue));
+            let all = objects(0, &["list", dir]);
+            assert_eq!(uuids(&all), (0..30).map(|n| nth(n).to_string()).collect::<Vec<_>>());
+            for row in &all {
+                let is_journaled = row["state"] == "journal";
+                assert!(is_journaled || row["state"] == "queued", "{row}");
+                assert_eq!(row["since"].is_null(), is_journaled, "{row}");
+                assert!(row["lane"] == "analytics" && row["bytes"].as_u64().unwrap() > 50, "{row}");
+            }
+            assert_eq!((&all[3]["event"], &all[3]["distinct_id"]), (&json!("page"), &json!("user_1")));
+            assert_eq!(all[3]["timestamp"], "2023-11-14T22:13:23Z");
+            let count = |args: &[&str]| objects(0, &[&["list", dir], args].concat()).len();
+            assert_eq!(count(&["--event", "page"]), 10);
+            assert_eq!(count(&["--event", "page", "--event", "tick", "--distinct-id", "user_1"]), 15);
+            assert_eq!(count(&["--since", "2023-11-14T22:13:25Z", "--until", "2023-11-14T22:13:30Z"]), 5);
+            assert_eq!((count(&["--since", "2h"]), count(&["--until", "2023-11-15"]), count(&["-n", "4"])), (0, 30, 4));
+            assert_eq!(count(&["--state", "queued"]) + count(&["--state", "journal"]), 30);
+            assert_eq!(count(&["--state", "dead"]), 0);
+            assert_eq!(uuids(&objects(0, &["list", dir, "--newest", "-n", "2"])), [29, 28].map(|n| nth(n).to_string()));
+            let shown = must(0, &["show", &nth(4).to_string()[24..], "--in", dir]);
+            assert!(shown.contains("\"large\": 340282366920938463463374607431768211455,\n"), "{shown}");
+            assert!(shown.contains("\"$process_person_profile\": false"), "{shown}");
+            let shown = objects(0, &["show", &nth(5).to_string(), "--in", dir]);
+            assert_eq!(shown[0]["content"]["properties"]["$groups"], json!({"company": "acme", "seat": 7}));
+            assert!(objects(1, &["show", "0123456789ab", "--in", dir]).is_empty());
+            for line in must(0, &["list", dir]).lines() {
+                assert!(line.chars().count() <= 80, "{line}");
+            }
+            assert!(content(&fixture.queue) == before, "a command that reads has changed a file");
+        },
+    );
 }
 
 #[test]
@@ -178,43 +184,50 @@ fn the_events_of_a_living_process_come_from_a_copy() {
 
 #[test]
 fn an_export_that_is_imported_and_sent_is_byte_for_byte_the_same() {
-    apart_to_death(offline, captures_and_dies, |fixture| {
-        let (dir, folder) = (text(&fixture.queue), fixture.folder());
-        let [plain, gzip, zstd] = ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"].map(|name| folder.join(name));
-        must(0, &["export", text(&plain), dir]);
-        assert_eq!(std::fs::metadata(&plain).unwrap().permissions().mode() & 0o777, 0o600);
-        let exported = std::fs::read_to_string(&plain).unwrap();
-        assert_eq!(exported.lines().count(), 30);
-        assert_eq!(must(0, &["export", "-", dir]), exported);
-        assert!(must(2, &["export", text(&plain), dir]).contains("--yes"));
-        assert_eq!(objects(0, &["export", text(&gzip), dir])[0]["events"], 30);
-        must(0, &["export", text(&zstd), dir, "--event", "page"]);
-        assert_eq!(must(0, &["export", "-", dir, "--event", "page"]).lines().count(), 10);
+    apart_to_death(
+        offline,
+        |place| captures_and_dies(place),
+        |fixture| {
+            let (dir, folder) = (text(&fixture.queue), fixture.folder());
+            let [plain, gzip, zstd] = ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"].map(|name| folder.join(name));
+            must(0, &["export", text(&plain), dir]);
+            assert_eq!(std::fs::metadata(&plain).unwrap().permissions().mode() & 0o777, 0o600);
+            let exported = std::fs::read_to_string(&plain).unwrap();
+            assert_eq!(exported.lines().count(), 30);
+            assert_eq!(must(0, &["export", "-", dir]), exported);
+            assert!(must(2, &["export", text(&plain), dir]).contains("--yes"));
+            assert_eq!(objects(0, &["export", text(&gzip), dir])[0]["events"], 30);
+            must(0, &["export", text(&zstd), dir, "--event", "page"]);
+            assert_eq!(must(0, &["export", "-", dir, "--event", "page"]).lines().count(), 10);
 
-        let other = folder.join("other");
-        let import = |file: &Path, key: &str, count: u64| {
-            let imported = objects(0, &["import", text(file), text(&other), "--host", &fixture.host, "--key", key]);
-            assert_eq!(imported[0]["events"], count, "{imported:?}");
-            PathBuf::from(imported[0]["queue"].as_str().unwrap())
-        };
-        let queue = import(&gzip, KEY, 30);
-        import(&zstd, "phc_third", 10);
-        assert_eq!(must(0, &["export", "-", text(&queue)]), exported);
-        fixture.sink.resume();
-        let drained = objects(0, &["drain", text(&queue)]);
-        assert_eq!((&drained[0]["ended"], &drained[0]["progress"]["delivered"]), (&json!("empty"), &json!(30)));
-        let sent: Vec<_> = fixture.sink.events();
-        assert_eq!(sent.len(), 30);
-        for (line, sent) in exported.lines().zip(sent) {
-            let line: Value = serde_json::from_str(line).unwrap();
-            assert_eq!(line["properties"], sent.properties);
-            assert_eq!((&line["uuid"], &line["timestamp"]), (&json!(sent.uuid.to_string()), &json!(sent.timestamp)));
-            assert_eq!((&line["event"], &line["distinct_id"]), (&json!(sent.event), &json!(sent.distinct_id)));
-        }
-        // The same content, whatever it is compressed with.
-        let again = objects(0, &["import", text(&plain), text(&other), "--host", &fixture.host, "--key", KEY]);
-        assert_eq!(again[0]["was_imported"], true);
-    });
+            let other = folder.join("other");
+            let import = |file: &Path, key: &str, count: u64| {
+                let imported = objects(0, &["import", text(file), text(&other), "--host", &fixture.host, "--key", key]);
+                assert_eq!(imported[0]["events"], count, "{imported:?}");
+                PathBuf::from(imported[0]["queue"].as_str().unwrap())
+            };
+            let queue = import(&gzip, KEY, 30);
+            import(&zstd, "phc_third", 10);
+            assert_eq!(must(0, &["export", "-", text(&queue)]), exported);
+            fixture.sink.resume();
+            let drained = objects(0, &["drain", text(&queue)]);
+            assert_eq!((&drained[0]["ended"], &drained[0]["progress"]["delivered"]), (&json!("empty"), &json!(30)));
+            let sent: Vec<_> = fixture.sink.events();
+            assert_eq!(sent.len(), 30);
+            for (line, sent) in exported.lines().zip(sent) {
+                let line: Value = serde_json::from_str(line).unwrap();
+                assert_eq!(line["properties"], sent.properties);
+                assert_eq!(
+                    (&line["uuid"], &line["timestamp"]),
+                    (&json!(sent.uuid.to_string()), &json!(sent.timestamp))
+                );
+                assert_eq!((&line["event"], &line["distinct_id"]), (&json!(sent.event), &json!(sent.distinct_id)));
+            }
+            // The same content, whatever it is compressed with.
+            let again = objects(0, &["import", text(&plain), text(&other), "--host", &fixture.host, "--key", KEY]);
+            assert_eq!(again[0]["was_imported"], true);
+        },
+    );
 }
 
 /// Runs a command again and again and kills it, each time later, until one run ends by itself. Returns its status and how
@@ -490,7 +503,9 @@ fn the_queue_of_another_user_is_read_by_root_and_written_by_its_user() {
         std::fs::set_permissions(&fixture.queue, std::fs::Permissions::from_mode(0o755)).unwrap();
         // The program itself may be in a directory that only root may enter.
         let program = folder.join("posthog-queue");
-        std::fs::copy(env!("CARGO_BIN_EXE_posthog-queue"), &program).unwrap();
+        // By another process: a child that is forked here while the copy is open for writing would keep it busy.
+        let copied = sink::command("cp").arg(env!("CARGO_BIN_EXE_posthog-queue")).arg(&program).status();
+        assert!(copied.unwrap().success());
         sink::command(&program).env_clear().args(["list", dir]).uid(NOBODY).gid(NOBODY).output().unwrap()
     };
     let error = String::from_utf8_lossy(&private.stderr);

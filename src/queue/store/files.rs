@@ -74,6 +74,13 @@ impl StoreDir {
         self.dir.join(QUEUE)
     }
 
+    /// The file to read: while a damaged store is being replaced, and after a kill in that moment, the finished one does not
+    /// have its name yet.
+    pub(super) fn to_read(&self) -> io::Result<PathBuf> {
+        let is_between = !self.disk.exists(&self.queue())? && self.disk.exists(&self.ready())?;
+        Ok(if is_between { self.ready() } else { self.queue() })
+    }
+
     /// A file that is being built. Removed at open.
     pub(super) fn unfinished(&self) -> PathBuf {
         self.dir.join("queue.redb.new")

@@ -64,10 +64,11 @@ impl RowReader {
             options,
             condemned: Arc::default(),
         };
-        let exists = disk.exists(&place.queue())?;
+        let path = place.to_read()?;
+        let exists = disk.exists(&path)?;
         if exists {
             // An error here (a permission) must not look like damage.
-            disk.open(&place.queue(), crate::sys::disk::Open::ReadOnly)?;
+            disk.open(&path, crate::sys::disk::Open::ReadOnly)?;
         }
         let meta = if exists { Salvage::open(&place).meta() } else { Meta::default() };
         if let Some(found) = meta.schema.filter(|found| *found > schema::SCHEMA) {
@@ -98,7 +99,7 @@ impl RowReader {
             return None;
         }
         let checked = (|| {
-            let file = self.place.disk.open(&self.place.queue(), crate::sys::disk::Open::ReadOnly)?;
+            let file = self.place.disk.open(&self.place.to_read()?, crate::sys::disk::Open::ReadOnly)?;
             if file.len()? == 0 {
                 return Err(StoreError::damaged("the file is empty"));
             }

@@ -294,7 +294,7 @@ const UNFLUSHED: u8 = 8;
 fn open_untrusted(place: &StoreDir) -> Option<ReadOnlyDatabase> {
     [0, OTHER_SLOT].into_iter().find_map(|flip| {
         guarded(|| {
-            let file = place.disk.open(&place.queue(), Open::ReadOnly)?;
+            let file = place.disk.open(&place.to_read()?, Open::ReadOnly)?;
             let mut builder = place.options.builder();
             builder.set_concurrency_mode(ConcurrencyMode::SingleWriter);
             Ok::<_, StoreError>(builder.open_read_only_with_backend(Untrusted { file, flip })?)
