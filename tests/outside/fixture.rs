@@ -1,7 +1,9 @@
 //! The fixture of a test: a queue directory, a stand-in for PostHog, and settings with short intervals.
 
+use std::fs::Permissions;
 use std::ops::Deref;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use posthog::{Client, Config, Event, Receipt};
@@ -14,6 +16,16 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// The key of all clients, except in tests of keys.
 pub(crate) const KEY: &str = "phc_outside";
+
+/// A copy of `posthog-queue` in `folder`, which everybody may use: the build directory may be one that only root may enter.
+pub(crate) fn tool_for_everybody(folder: &Path) -> PathBuf {
+    std::fs::set_permissions(folder, Permissions::from_mode(0o755)).unwrap();
+    let program = folder.join("posthog-queue");
+    // By another process: a child that is forked here while the copy is open for writing would keep it busy.
+    let copied = sink::command("cp").arg(env!("CARGO_BIN_EXE_posthog-queue")).arg(&program).status();
+    assert!(copied.unwrap().success());
+    program
+}
 
 /// The server and the queue directory of a client. Also passed to child processes.
 #[derive(Clone, Debug)]

@@ -16,7 +16,7 @@ use serde_json::Value;
 use sink::Answer;
 
 use crate::apart::{NOBODY, apart_to_death};
-use crate::fixture::{Fixture, KEY, PATIENCE, Place, eventually};
+use crate::fixture::{Fixture, KEY, PATIENCE, Place, eventually, tool_for_everybody};
 
 /// Waiting events and dead letters that [`work_and_die`] leaves.
 pub(crate) const WAITING: u64 = 3000;
@@ -516,14 +516,8 @@ fn another_user_is_told_whose_queue_it_is() {
             work_and_die(place);
         },
         |fixture| {
-            for dir in [fixture.folder(), &fixture.queue] {
-                fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
-            }
-            // The binary may be in a directory of root.
-            let binary = fixture.folder().join("posthog-queue");
-            // By another process: a child that is forked here while the copy is open for writing would keep it busy.
-            let copied = sink::command("cp").arg(env!("CARGO_BIN_EXE_posthog-queue")).arg(&binary).status();
-            assert!(copied.unwrap().success());
+            let binary = tool_for_everybody(fixture.folder());
+            fs::set_permissions(&fixture.queue, fs::Permissions::from_mode(0o755)).unwrap();
             for words in ["verify", "repair", "dead list", "forget --yes --distinct-id x"] {
                 let mut command = sink::command(&binary);
                 let ran = command.args(words.split(' ')).arg(&fixture.queue).uid(NOBODY).gid(NOBODY).output().unwrap();

@@ -17,7 +17,7 @@ use sink::Answer;
 use uuid::Uuid;
 
 use crate::apart::{NOBODY, apart_to_death};
-use crate::fixture::{Fixture, KEY, PATIENCE, Place, accepted, eventually, take};
+use crate::fixture::{Fixture, KEY, PATIENCE, Place, accepted, eventually, take, tool_for_everybody};
 
 const OTHER_KEY: &str = "phc_moved";
 
@@ -498,14 +498,8 @@ fn the_queue_of_another_user_is_read_by_root_and_written_by_its_user() {
     must(0, &import);
     let private = {
         use std::os::unix::process::CommandExt;
-        let folder = fixture.folder();
-        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let program = tool_for_everybody(fixture.folder());
         std::fs::set_permissions(&fixture.queue, std::fs::Permissions::from_mode(0o755)).unwrap();
-        // The program itself may be in a directory that only root may enter.
-        let program = folder.join("posthog-queue");
-        // By another process: a child that is forked here while the copy is open for writing would keep it busy.
-        let copied = sink::command("cp").arg(env!("CARGO_BIN_EXE_posthog-queue")).arg(&program).status();
-        assert!(copied.unwrap().success());
         sink::command(&program).env_clear().args(["list", dir]).uid(NOBODY).gid(NOBODY).output().unwrap()
     };
     let error = String::from_utf8_lossy(&private.stderr);

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::apart::{NOBODY, Terms, apart_to_death, apart_until};
-use crate::fixture::{Fixture, Place, eventually, take};
+use crate::fixture::{Fixture, Place, eventually, take, tool_for_everybody};
 
 /// The command with these arguments, before it is started.
 fn tool(args: &[&str]) -> Command {
@@ -164,9 +164,10 @@ fn prove_that_cannot_write_says_why() {
     if !nix::unistd::geteuid().is_root() {
         return eprintln!("the rest is skipped: it needs root, to run the command as another user");
     }
-    let open = tempfile::tempdir().unwrap();
+    let (open, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     fs::set_permissions(open.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let output = tool(&["prove", open.path().to_str().unwrap()]).uid(NOBODY).gid(NOBODY).output().unwrap();
+    let mut command = sink::command(tool_for_everybody(folder.path()));
+    let output = command.args(["prove", open.path().to_str().unwrap()]).uid(NOBODY).gid(NOBODY).output().unwrap();
     assert_eq!((output.status.code(), names(open.path())), (Some(2), Vec::new()));
     assert!(text(&output.stderr).contains("run the command as root"), "{output:?}");
 }

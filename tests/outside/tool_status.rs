@@ -15,7 +15,7 @@ use serde_json::Value;
 use sink::Answer;
 
 use crate::apart::{NOBODY, apart, apart_to_death};
-use crate::fixture::{Fixture, PATIENCE, Place, eventually, take};
+use crate::fixture::{Fixture, PATIENCE, Place, eventually, take, tool_for_everybody};
 
 const TOOL: &str = env!("CARGO_BIN_EXE_posthog-queue");
 
@@ -282,8 +282,11 @@ fn another_user_is_told_whose_queue_it_is() {
     }
     let fixture = Fixture::new();
     let client = fixture.client();
-    fs::set_permissions(fixture.folder(), fs::Permissions::from_mode(0o755)).unwrap();
-    let ran = ran(sink::command(TOOL).args(["status", "--no-rates"]).arg(&fixture.queue).uid(NOBODY).gid(NOBODY));
+    let ran = ran(sink::command(tool_for_everybody(fixture.folder()))
+        .args(["status", "--no-rates"])
+        .arg(&fixture.queue)
+        .uid(NOBODY)
+        .gid(NOBODY));
     assert_eq!(ran.code, Some(2), "{ran:?}");
     assert!(ran.error.contains("run the command as root"), "{ran:?}");
     drop(client);
