@@ -2,7 +2,6 @@
 
 use std::sync::atomic::Ordering;
 
-#[cfg(any(feature = "log", feature = "tracing"))]
 use super::crash_reports::steps;
 use super::{Client, Shared, global};
 use crate::crash;

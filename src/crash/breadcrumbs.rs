@@ -205,7 +205,6 @@ pub(super) fn append_to(writer: &mut Writer<'_>) {
 }
 
 /// The newest breadcrumbs of this process, oldest first.
-#[cfg(any(feature = "log", feature = "tracing"))]
 pub(crate) fn recent() -> Vec<Breadcrumb> {
     let newest = COUNT.load(Ordering::Relaxed);
     let numbers = newest.saturating_sub(REPORTED_MOST as u64).saturating_add(1)..=newest;

@@ -91,7 +91,6 @@ use crate::sys::disk::fork::lock_within;
 pub use breadcrumbs::Breadcrumb;
 #[cfg(fuzzing)]
 pub(crate) use breadcrumbs::in_file as breadcrumbs_in_file;
-#[cfg(any(feature = "log", feature = "tracing"))]
 pub(crate) use breadcrumbs::recent as recent_breadcrumbs;
 #[cfg(test)]
 pub(crate) use breadcrumbs::recorded_texts;

@@ -283,6 +283,7 @@ impl BreadcrumbText {
     }
 
     /// Appends a field that is a text, without the machinery of formatting.
+    #[cfg(feature = "tracing")]
     #[inline]
     pub(super) fn text_field(&mut self, name: &str, value: &str) {
         if self.begin_field(name) {
