@@ -175,10 +175,15 @@ fn flip(path: &Path, at: u64) {
 }
 
 /// An arena with records, and the place of its first frame.
+/// The arena of the newest round that has records. Those of an older one may be in the store already.
 fn arena_in_use(shard: &Path) -> PathBuf {
     let paths = (0..4).map(|n| shard.join(format!("journal-{n}"))).filter(|path| path.exists());
-    let in_use = |path: &PathBuf| fs::read(path).is_ok_and(|bytes| bytes[56] == 1 && bytes[4096..4100] != [0; 4]);
-    paths.into_iter().find(in_use).unwrap()
+    let round = |path: PathBuf| {
+        let bytes = fs::read(&path).unwrap();
+        let epoch = u64::from_le_bytes(bytes[16..24].try_into().unwrap());
+        (bytes[56] == 1 && bytes[4096..4100] != [0; 4]).then_some((epoch, path))
+    };
+    paths.filter_map(round).max().unwrap().1
 }
 
 #[test]
