@@ -62,14 +62,15 @@ fn bat_03_a_batch_is_in_the_order_of_capture() {
 #[test]
 fn bat_04_requests_are_bounded_and_captures_never_wait() {
     let scenario = Scenario::with(|config| patient(config).max_batch_events(10));
-    scenario.fixture.sink.script([Answer::ok().delay(Duration::from_millis(300))]);
+    let delay = Duration::from_secs(3);
+    scenario.fixture.sink.script([Answer::ok().delay(delay)]);
     let mut uuids = take_many(&scenario.client, 25);
     let flush = scenario.client.flush();
     assert!(scenario.fixture.sink.wait_for(|state| !state.requests().is_empty(), PATIENCE));
     // Captures continue while a request is in flight.
     let start = Instant::now();
     uuids.extend(take_many(&scenario.client, 25));
-    assert!(start.elapsed() < Duration::from_millis(300), "{:?}", start.elapsed());
+    assert!(start.elapsed() < delay, "{:?}", start.elapsed());
     assert_eq!(flush.wait(PATIENCE).unwrap().endpoint, EndpointStatus::Up);
     flushed(&scenario.client);
     scenario.fixture.must_have_taken(&uuids);

@@ -128,9 +128,9 @@ fn the_deadline_of_a_shutdown_is_one_for_both_lanes() {
     take(&client, "clicked");
     take_ai(&client, "ai");
     let began = Instant::now();
-    let report = client.shutdown(Duration::from_millis(1_500)).wait(PATIENCE).unwrap();
+    let report = client.shutdown(Duration::from_secs(4)).wait(PATIENCE).unwrap();
     assert_eq!((report.delivered, report.remaining, report.persisted), (0, 2, true));
-    assert!(began.elapsed() < Duration::from_millis(2_900), "one after the other: {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_millis(7_900), "one after the other: {:?}", began.elapsed());
 }
 
 #[test]
