@@ -96,9 +96,9 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-#[cfg(fuzzing)]
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
 #[doc(hidden)]
-#[path = "fuzz.rs"]
+#[path = "fuzz/mod.rs"]
 pub mod __fuzz;
 mod client;
 mod config;

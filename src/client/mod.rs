@@ -60,7 +60,7 @@ use crate::recorder::facade::{Published, Publisher};
 use crate::recorder::{Diagnostics, Started, log_closed, log_started};
 use crate::report::{Diagnostic, DropReason, FlushReport, Health, ShutdownReport, Stats};
 
-#[cfg(fuzzing)]
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
 pub(crate) use crash_reports::event_of;
 #[cfg(feature = "inspect")]
 pub(crate) use crash_reports::{event_to_send, time_of};

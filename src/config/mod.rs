@@ -46,6 +46,8 @@ use flags::FlagOptions;
 pub(crate) use flags::FlagSettings;
 use values::TraceSource;
 pub use values::{BeforeSend, FlagsProtocol, TraceContext};
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
+pub(crate) use variables::apply_any as apply_any_variables;
 #[cfg(test)]
 pub(crate) use variables::names as variable_names;
 

@@ -256,6 +256,18 @@ fn adopt_queues(config: Config, text: &str) -> Result<Config, String> {
     })
 }
 
+/// For the fuzz target: each variable is applied or reported in one line, and what results can be checked.
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
+pub(crate) fn apply_any(var: impl Fn(&str) -> Option<String>) {
+    let config = apply(Config::new("phc_fuzz"), var);
+    assert!(
+        config.ignored_variables.iter().all(|why| !why.contains(char::is_control)),
+        "{:?}",
+        config.ignored_variables
+    );
+    assert_eq!(problem(&config), None, "a variable that makes the settings impossible is ignored");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

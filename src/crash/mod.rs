@@ -89,7 +89,7 @@ use std::time::Duration;
 use crate::sys::disk::Disk;
 use crate::sys::disk::fork::lock_within;
 pub use breadcrumbs::Breadcrumb;
-#[cfg(fuzzing)]
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
 pub(crate) use breadcrumbs::in_file as breadcrumbs_in_file;
 pub(crate) use breadcrumbs::recent as recent_breadcrumbs;
 #[cfg(test)]
@@ -107,7 +107,7 @@ pub(crate) use process::{ProcessInfo, host_name};
 pub(crate) use reader::count_reports;
 #[cfg(feature = "inspect")]
 pub(crate) use reader::find_reports;
-#[cfg(fuzzing)]
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
 pub(crate) use reader::incidents_of_bytes;
 pub(crate) use reader::{CrashReport, adopt_reports, fatal_record_of, has_unread_reports, unread_reports};
 #[cfg(test)]
@@ -117,6 +117,8 @@ pub(crate) use report_file::{set_reader, take_written, wait_until_written, wake_
 #[cfg(feature = "crash-signals")]
 pub(crate) use signal::register_thread;
 pub(crate) use stack::{Edge, trace};
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
+pub(crate) use symbols::look_up_in_any as look_up_in_any_file;
 pub(crate) use symbols::{InProcess, Modules};
 
 /// The folder of a shard that holds its crash reports.

@@ -289,7 +289,7 @@ fn remove_oldest(disk: &Disk, dir: &Path) -> io::Result<()> {
 
 /// For fuzz targets: the incidents in a file of these bytes, for each state of its process. Once with the bytes as they
 /// are and once with corrected checksums, since a fuzzer never guesses one.
-#[cfg(fuzzing)]
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
 pub(crate) fn incidents_of_bytes(bytes: &[u8], mut visit: impl FnMut(&Incident, Option<&ProcessInfo>)) {
     let mut repaired = bytes.to_vec();
     correct_checksums(&mut repaired);
@@ -306,7 +306,7 @@ pub(crate) fn incidents_of_bytes(bytes: &[u8], mut visit: impl FnMut(&Incident, 
     }
 }
 
-#[cfg(fuzzing)]
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
 fn correct_checksums(bytes: &mut [u8]) {
     for start in 0..bytes.len() {
         let Some(record) = bytes.get_mut(start..).filter(|rest| rest.starts_with(&super::format::MAGIC)) else {

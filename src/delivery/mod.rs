@@ -82,6 +82,8 @@ pub use notice::{DeliveryNotice, DeliveryOutcome};
 pub(crate) use pace::PaceOptions;
 pub(crate) use quarantine::EventId;
 pub use request::{CaptureProtocol, Compression};
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
+pub(crate) use response::classify_any;
 
 /// The queue, as delivery sees it. The calls are made on the delivery task and must not take long.
 pub(crate) trait Source: Send + Sync + 'static {

@@ -258,6 +258,22 @@ impl EventResult {
     }
 }
 
+/// For the fuzz target: a response of any content is classified, and described in one line of bounded length.
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
+pub(crate) fn classify_any(status: u16, body: &[u8]) {
+    for protocol in [CaptureProtocol::V0, CaptureProtocol::V1] {
+        for is_cut in [false, true] {
+            let response = Response { status, retry_after: None, etag: None, is_cut, body: body.to_vec() };
+            let kind = classify(&response, protocol);
+            let delivers = matches!(kind, ResponseKind::Delivered { .. } | ResponseKind::PerEvent(_));
+            assert!(!delivers || (200..300).contains(&status), "{kind:?} after status {status}");
+        }
+    }
+    let reason = reason(body);
+    assert!(!reason.contains(char::is_control), "{reason:?}");
+    let _any = (describe(status, &reason), describe_pause(status, &reason, true));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

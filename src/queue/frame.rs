@@ -98,7 +98,7 @@ pub(crate) fn frames(bytes: &[u8], salt: u64) -> impl Iterator<Item = (FrameHead
 }
 
 /// Appends one frame to `out`, for tests that build frames in memory. The journal writes its frames in place.
-#[cfg(test)]
+#[cfg(any(fuzzing, test))]
 pub(crate) fn append(out: &mut Vec<u8>, body: &[u8], class: u8, seq: u64, salt: u64) {
     let body_len = u32::try_from(body.len()).unwrap_or(u32::MAX);
     let check = seal(hash_body(body), salt, seq, body_len, class);

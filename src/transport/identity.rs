@@ -255,3 +255,11 @@ pub(super) fn provider() -> CryptoProvider {
 #[cfg(test)]
 #[path = "identity_tests.rs"]
 mod tests;
+
+/// For the fuzz target: texts of a certificate and a key are loaded or refused.
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
+pub(crate) fn load_any(certificates: &[u8], key: &[u8]) {
+    if let Err(why) = parse(certificates.to_vec(), key.to_vec()) {
+        assert!(!why.is_empty(), "a refusal has a reason");
+    }
+}

@@ -50,11 +50,15 @@ mod tests;
 use reqwest::Url;
 
 pub(crate) use identity::ClientIdentity;
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
+pub(crate) use identity::load_any as load_any_identity;
 pub(crate) use log::{RequestLine, host_and_path, logged};
-#[cfg(any(test, feature = "testing"))]
+#[cfg(any(fuzzing, test, feature = "testing"))]
 pub(crate) use message::RetryAfter;
 pub(crate) use message::{Http, MAX_RESPONSE_BYTES, Pending, Request, Response, TransportError};
 pub(crate) use pool::{Transport, TransportOptions, check_certificates};
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
+pub(crate) use proxy::choose_any as choose_any_proxy;
 pub(crate) use proxy::{Proxy, check_proxy};
 
 /// Normalizes the base URL of an installation to `scheme://host[:port][/path]` without a trailing slash; the default

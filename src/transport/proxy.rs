@@ -237,3 +237,16 @@ fn parse(value: &str) -> Result<Url, &'static str> {
     }
     Ok(url)
 }
+
+/// For the fuzz target: variables of any content give proxies and warnings.
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
+pub(crate) fn choose_any(env: Env<'_>) {
+    let (ways, warnings) = Ways::from_env(env);
+    assert!(warnings.iter().all(|warning| !warning.contains(char::is_control)), "{warnings:?}");
+    for url in ["https://eu.i.posthog.com/batch/", "http://127.0.0.1:8000/", "http://[::1]/", "https://host.example."] {
+        if let Ok(url) = Url::parse(url) {
+            let _any = (ways.to(&url).is_some(), ways.hint(&url));
+        }
+    }
+    let _any = ways.proxy();
+}

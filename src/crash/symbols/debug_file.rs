@@ -413,3 +413,17 @@ impl Drop for Mapped {
         let _unmapped = unsafe { mman::munmap(self.start, self.len) };
     }
 }
+
+/// For the fuzz target: a file of any content has names for an address, or none, within the bounds.
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
+pub(crate) fn look_up_in_any(content: &[u8], address: u64) {
+    let path = std::env::temp_dir().join(format!("posthog-fuzz-{}.debug", std::process::id()));
+    if std::fs::write(&path, content).is_err() {
+        return;
+    }
+    if let Some(mut file) = DebugFile::open(&path, MOST_DECOMPRESSED) {
+        assert!(file.decompressed() <= MOST_DECOMPRESSED);
+        let _any = (file.linked(&path), file.look_up(address));
+    }
+    let _left = std::fs::remove_file(&path);
+}

@@ -34,6 +34,8 @@ use crate::record::stack::Image;
 use crate::record::symbols::{CONTEXT_LINES, InAppRules, SourceLines, Symbol};
 use crate::sys::disk::fork;
 use crate::sys::machine;
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
+pub(crate) use debug_file::look_up_in_any;
 use debug_file::{DebugFile, LARGEST_FILE, MOST_DECOMPRESSED};
 pub(crate) use modules::Modules;
 #[cfg(all(feature = "crash-signals", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]

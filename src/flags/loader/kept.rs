@@ -64,6 +64,15 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<LoadedFlags> {
     })
 }
 
+/// For the fuzz target: a document that is valid is kept and read as it was.
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
+pub(crate) fn keep_any(document: &[u8]) {
+    let Ok(flags) = LocalFlags::parse(document) else { return };
+    let Some(bytes) = encode(document, Some("W/\"7\""), 42, 1 << 20) else { return };
+    let restored = decode(&bytes).map(|restored| (restored.flags.len(), restored.hash, restored.fetched_at));
+    assert_eq!(restored, Some((flags.len(), xxh3_64(document), 42)));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -39,6 +39,8 @@ pub(crate) use fetch::{LoaderOptions, SecretKey, percent_encoded};
 pub(crate) use handle::Loader;
 pub use handle::{FlagDefinitionsError, FlagDefinitionsState};
 pub(crate) use kept::decode;
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
+pub(crate) use kept::keep_any as keep_any_document;
 pub(crate) use provider::Provider;
 pub use provider::{
     AsyncFlagDefinitionProvider, FlagDefinitionProvider, FlagDefinitions, ProviderError, ProviderFuture,

@@ -44,7 +44,9 @@ use crate::transport::{Http, Request, RequestLine, Response, TransportError, log
 
 pub(crate) use payload::PayloadDone;
 pub use payload::RemoteConfigError;
-#[cfg(fuzzing)]
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
+pub(crate) use payload::interpret_any;
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
 pub(crate) use reply::read;
 
 /// The wait before the first retry; it doubles with each further one.

@@ -126,6 +126,17 @@ fn is_empty_or_json(body: &[u8]) -> bool {
     body.trim_ascii().is_empty() || serde_json::from_slice::<Value>(body).is_ok()
 }
 
+/// For the fuzz target: a response of any content is a payload, none, or an error.
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
+pub(crate) fn interpret_any(status: u16, body: &[u8]) {
+    for is_cut in [false, true] {
+        let response = Response { status, retry_after: None, etag: None, is_cut, body: body.to_vec() };
+        if let Err(error) = interpret(Ok(response)) {
+            assert!(!error.to_string().contains(char::is_control), "{error}");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

@@ -69,6 +69,8 @@ pub(crate) use row_reader::{Row, RowReader};
 #[cfg(feature = "inspect")]
 pub(crate) use rows::State;
 pub(crate) use rows::{CHUNK_BYTES_TARGET, Chunk, ChunkKey, DeadRecord, Ledger, Project};
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
+pub(crate) use schema::read_any as read_any_row;
 pub(crate) use transaction::{Applied, Changes, DeadRead, Read, Removal};
 
 /// An open store. Usable from several threads at once.

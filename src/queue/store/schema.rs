@@ -403,3 +403,30 @@ impl Fields<'_> {
 #[cfg(test)]
 #[path = "schema_tests.rs"]
 mod tests;
+
+/// For the fuzz target: any bytes are read as a row of each kind, as they are and with the checksum that they need.
+#[cfg(all(any(fuzzing, test), feature = "inspect"))]
+pub(crate) fn read_any(bytes: &[u8]) {
+    for value in [bytes.to_vec(), sealed(bytes.to_vec())] {
+        let _any = (parse_schema(&value), parse_identity(&value), parse_pages(&value, bytes), parse_entry(&value));
+        if let Some(state) = parse_state(&value) {
+            let again = parse_state(&state_value(&state)).map(|again| state_value(&again));
+            assert_eq!(again, Some(state_value(&state)), "a state is written as it was read");
+            let _any = page_bytes_at_most(&state);
+        }
+        if let Some(dead) = parse_dead(7, &value) {
+            assert!(parse_dead(7, &dead_value(&dead)).is_some_and(|again| again.body == dead.body));
+        }
+    }
+    let Some(key) = parse_chunk_key(bytes.get(..9).unwrap_or_default()) else { return };
+    let value = bytes.get(9..).unwrap_or_default();
+    let _any = parse_chunk(key, value);
+    if let Some((head, frames)) = value.split_at_checked(CHUNK_HEAD - 16) {
+        let mut whole = head.to_vec();
+        whole.extend_from_slice(&xxh3_64(frames).to_le_bytes());
+        let check = head_check(key, &whole);
+        whole.extend_from_slice(&check.to_le_bytes());
+        whole.extend_from_slice(frames);
+        let _any = parse_chunk(key, &whole);
+    }
+}

@@ -1,10 +1,23 @@
-//! The functions that the fuzz targets in `fuzz/` call; compiled for them only. Each takes any bytes and panics if a
-//! guarantee is broken.
+//! The functions that the fuzz targets in `fuzz/` call; compiled for them and for tests. Each takes any bytes and panics
+//! if a guarantee is broken. This file has the formats of records and flags; `disk.rs` the files of a queue, `network.rs`
+//! responses and headers, `environment.rs` variables and files that they name.
+//!
+//! `fuzz/corpus/` keeps what the fuzzers have found to be different; the tests run each target on all of it.
 
+mod disk;
+mod environment;
+mod network;
+#[cfg(test)]
+mod tests;
+
+pub use disk::{arena, kept_flags, queue, store_row};
+pub use environment::{debug_file, identity, proxies, variables};
+pub use network::{headers, remote_config, response};
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::client::event_of;
+use crate::event::Refusal;
 use crate::flags::{FlagContext, LocalFlags};
 use crate::record::msgpack::{append_map_header, append_str, begin_ext, end_ext};
 use crate::record::stack::decode_images;
@@ -20,8 +33,12 @@ pub fn crash_file(bytes: &[u8]) {
     let started_at = bytes.get(16..24).and_then(|word| word.first_chunk()).map_or(0, |word| i64::from_le_bytes(*word));
     assert!(crate::crash::breadcrumbs_in_file(bytes, started_at).len() <= 30);
     crate::crash::incidents_of_bytes(bytes, |incident, context| {
-        if let Ok(record) = event_of(incident, context).finish(Uuid::nil(), 1, EVENT_BYTES) {
-            sent(record.body()).expect("an event made by the library can be sent");
+        let mut event = event_of(incident, context);
+        // Where the report names nobody, the client that captures the event gives it an id.
+        event.set_distinct_id("user_1");
+        match event.finish(Uuid::nil(), 1, EVENT_BYTES) {
+            Ok(record) => sent(record.body()).expect("an event made by the library can be sent"),
+            Err(refusal) => assert!(matches!(refusal, Refusal::TooLarge { .. }), "{refusal}"),
         }
     });
 }

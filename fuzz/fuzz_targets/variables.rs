@@ -1,0 +1,5 @@
+//! Environment variables with any content.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| posthog::__fuzz::variables(bytes));
