@@ -179,22 +179,12 @@ fn read_file(shared: &Weak<Shared>, disk: &Disk, path: &Path, state: ProcessStat
         }
         Err(error) => return record_unreadable(shared, Some(path), &error),
     };
-    if report.damaged_bytes > 0 {
-        record_unreadable(
-            shared,
-            Some(&report.path),
-            &format!(
-                "{} of it are incomplete or damaged; the other records are sent",
-                wording::bytes(report.damaged_bytes as u64)
-            ),
-        );
-    }
+    let mut unsent = Vec::new();
     for incident in &report.incidents {
         if incident.record.has_flag(flags::READING) {
-            record_unreadable(
-                shared,
-                Some(&report.path),
-                "the process crashed while it read an earlier report; that crash is not sent, because its report would crash the reader again",
+            unsent.push(
+                "the process crashed while it read an earlier report, and the report of that crash would crash the reader again"
+                    .to_owned(),
             );
             continue;
         }
@@ -205,13 +195,40 @@ fn read_file(shared: &Weak<Shared>, disk: &Disk, path: &Path, state: ProcessStat
                 let _ = report.undo_reading(disk);
                 return record_unreadable(shared, Some(path), &why);
             }
-            // Without `undo_reading`, this attempt counts: a report whose event is never accepted is given up after the
-            // third attempt.
-            ReportOutcome::Rejected(why) => return record_unreadable(shared, Some(&report.path), &why),
+            ReportOutcome::Rejected(why) => unsent.push(format!("an event of it is never accepted ({why})")),
         }
     }
-    if let Err(error) = report.remove(disk) {
-        record_unreadable(shared, Some(&report.path), &error);
+    if report.damaged_bytes > 0 {
+        let bytes = wording::bytes(report.damaged_bytes as u64);
+        unsent.push(format!("{bytes} of it are incomplete or damaged"));
+    }
+    finish(shared, disk, &report, &unsent.join("; "));
+}
+
+/// Removes a file of which everything was sent. One of which nothing can be read stays for the next start: what cannot
+/// be read today may be readable then. A file with parts that can never be sent is kept, and not read again.
+fn finish(shared: &Weak<Shared>, disk: &Disk, report: &CrashReport, unsent: &str) {
+    if unsent.is_empty() {
+        if let Err(error) = report.remove(disk) {
+            record_unreadable(shared, Some(&report.path), &format!("it was sent and cannot be removed: {error}"));
+        }
+        return;
+    }
+    let has_none = report.incidents.is_empty();
+    if has_none && !report.is_last_attempt() {
+        let why = format!("{unsent}, and it holds no whole record; it is kept and read again at the next start");
+        return record_unreadable(shared, Some(&report.path), &why);
+    }
+    let rest = if has_none { "it holds no whole record" } else { "what else is in it is sent" };
+    match report.give_up(disk) {
+        Ok(kept) => {
+            let why = format!("{unsent}; {rest}; the file is kept under this name and not read again");
+            record_unreadable(shared, Some(&kept), &why);
+        }
+        Err(error) => {
+            let why = format!("{unsent}; {rest}; it cannot be renamed ({error}), and is read again at the next start");
+            record_unreadable(shared, Some(&report.path), &why);
+        }
     }
 }
 
@@ -220,7 +237,7 @@ enum ReportOutcome {
     Durable,
     /// The event was not accepted, or did not become durable in time. The report is read again at the next start.
     RetryLater(String),
-    /// The event can never be accepted, for example because it is too large.
+    /// The event can never be accepted, for example because it is too large. The file is kept, and not read again.
     Rejected(String),
 }
 

@@ -319,9 +319,9 @@ fn surroundings() -> Vec<(D, &'static str)> {
         (
             D::CrashReportUnreadable {
                 path: Some("/q/crash-3".into()),
-                why: "12 bytes of it are incomplete or damaged; the other records are sent".into(),
+                why: "12 bytes of it are incomplete or damaged; the other records are sent; the file is kept".into(),
             },
-            "could not send all of crash report /q/crash-3: 12 bytes of it are incomplete or damaged; the other records are sent",
+            "could not send all of crash report /q/crash-3: 12 bytes of it are incomplete or damaged; the other records are sent; the file is kept",
         ),
         (
             D::CrashReportUnreadable {

@@ -4,7 +4,7 @@
 //! ```text
 //! <shard>/crash/<instance>-<n>.phx      records of one process: its description, then panics and signals (`format.rs`)
 //! <shard>/crash/<instance>-<n>.phx.2    the same file, at its second reading
-//! <shard>/crash/<instance>-<n>.bad      given up after several readings; the newest few are kept for inspection
+//! <shard>/crash/<instance>-<n>.bad      given up, as a whole or in part; the newest few are kept for inspection
 //! ```
 //!
 //! A panic hook or a signal handler cannot rely on anything in its process: memory may be exhausted, locks may be held

@@ -2,7 +2,8 @@
 //!
 //! A file is due when its process is gone, or when this process has rotated it away. Each reading is counted in the
 //! file's name before it begins, because its content may crash the reader. After [`ATTEMPTS`] readings the file is
-//! renamed to `.bad` and kept for inspection. The file is removed when all its incidents are durable in the queue.
+//! renamed to `.bad` and kept for inspection, and so is a file of which a part can never be sent. A file is removed when
+//! everything in it is durable in the queue.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -108,9 +109,8 @@ pub(crate) fn adopt_reports(disk: &Disk, from: &Path, to: &Path) -> io::Result<b
         disk.make_dir(to)?;
     }
     for path in &found {
-        if let Some(name) = path.file_name() {
-            disk.rename(path, &to.join(name))?;
-        }
+        let (stem, rest) = name_of(path).split_once('.').unwrap_or_default();
+        rename_to_free(disk, path, to, stem, rest)?;
     }
     Ok(!found.is_empty())
 }
@@ -159,53 +159,58 @@ impl CrashReport {
     /// may crash this process. Returns `None` if the file was read [`ATTEMPTS`] times already; it is then renamed and
     /// not read again.
     pub(crate) fn read(disk: &Disk, path: &Path, state: ProcessState) -> io::Result<Option<Self>> {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let attempt = attempts_in(name).unwrap_or(0).saturating_add(1);
+        let attempt = attempts_in(name_of(path)).unwrap_or(0).saturating_add(1);
         if attempt > ATTEMPTS {
-            let stem = name.split('.').next().unwrap_or_default();
-            disk.rename(path, &path.with_file_name(format!("{stem}.{GIVEN_UP}")))?;
-            return remove_oldest(disk, path.parent().unwrap_or(path)).map(|()| None);
+            return give_up(disk, path).map(|_| None);
         }
-        let counted = path.with_file_name(name_after(attempt, name));
-        disk.rename(path, &counted)?;
+        let counted = rename_after(disk, path, attempt)?;
         if state == ProcessState::Alive {
             // If this reading does not finish, the next one finds the process gone and must not conclude that it died
             // of this. If the note cannot be written, the next reading reports it as fatal.
             let _ = note_survival(disk, &counted);
         }
-        let bytes = bytes_of(disk, &counted, READ_MOST)?;
-        Ok(Some(Self::of(counted, &bytes, state, attempt)))
+        Ok(Some(Self::of(disk, counted, state, attempt)?))
     }
 
     /// Reads a file without counting the reading, and changes nothing.
     #[cfg(feature = "inspect")]
     pub(crate) fn look(disk: &Disk, path: &Path, state: ProcessState) -> io::Result<Self> {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        Ok(Self::of(
-            path.to_path_buf(),
-            &bytes_of(disk, path, READ_MOST)?,
-            state,
-            attempts_in(name).unwrap_or(ATTEMPTS),
-        ))
+        Self::of(disk, path.to_path_buf(), state, attempts_in(name_of(path)).unwrap_or(ATTEMPTS))
     }
 
-    fn of(path: PathBuf, bytes: &[u8], state: ProcessState, attempt: u32) -> Self {
-        let scanned = scan(bytes);
+    fn of(disk: &Disk, path: PathBuf, state: ProcessState, attempt: u32) -> io::Result<Self> {
+        let (bytes, len) = bytes_and_len_of(disk, &path, READ_MOST)?;
+        let scanned = scan(&bytes);
         let process = scanned.records.iter().rfind(|record| record.kind == Kind::Context).map(ProcessInfo::decode);
         let incidents = incidents(&scanned.records, state);
-        Self { path, process, incidents, damaged_bytes: scanned.damaged_bytes, attempt }
+        let unread = usize::try_from(len).unwrap_or(usize::MAX).saturating_sub(bytes.len());
+        let damaged_bytes = scanned.damaged_bytes.saturating_add(unread);
+        Ok(Self { path, process, incidents, damaged_bytes, attempt })
     }
 
-    /// Removes the file, once all its incidents are durable elsewhere.
+    /// Whether the file has been read as often as a file is read.
+    pub(crate) fn is_last_attempt(&self) -> bool {
+        self.attempt >= ATTEMPTS
+    }
+
+    /// Removes the file, once all its incidents are durable elsewhere and nothing else is in it.
     pub(crate) fn remove(&self, disk: &Disk) -> io::Result<()> {
         disk.remove_file(&self.path)
     }
 
+    /// Keeps the file under a name under which it is not read again. Returns its path.
+    pub(crate) fn give_up(&self, disk: &Disk) -> io::Result<PathBuf> {
+        give_up(disk, &self.path)
+    }
+
     /// Takes back the count of this reading, which failed for a reason outside the file.
     pub(crate) fn undo_reading(&self, disk: &Disk) -> io::Result<()> {
-        let name = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        disk.rename(&self.path, &self.path.with_file_name(name_after(self.attempt.saturating_sub(1), name)))
+        rename_after(disk, &self.path, self.attempt.saturating_sub(1)).map(drop)
     }
+}
+
+fn name_of(path: &Path) -> &str {
+    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
 /// How often the file of that name was read; `None` if it is not a report file, or given up.
@@ -217,10 +222,32 @@ fn attempts_in(name: &str) -> Option<u32> {
     }
 }
 
-/// The name of a file after so many readings; `name` is its present name.
-fn name_after(attempts: u32, name: &str) -> String {
-    let stem = name.split('.').next().unwrap_or_default();
-    if attempts == 0 { format!("{stem}.{EXTENSION}") } else { format!("{stem}.{EXTENSION}.{attempts}") }
+/// Gives the file the name that it has after so many readings.
+fn rename_after(disk: &Disk, path: &Path, attempts: u32) -> io::Result<PathBuf> {
+    let stem = name_of(path).split('.').next().unwrap_or_default();
+    let rest = if attempts == 0 { EXTENSION.to_owned() } else { format!("{EXTENSION}.{attempts}") };
+    rename_to_free(disk, path, path.parent().unwrap_or(path), stem, &rest)
+}
+
+fn give_up(disk: &Disk, path: &Path) -> io::Result<PathBuf> {
+    let stem = name_of(path).split('.').next().unwrap_or_default();
+    let dir = path.parent().unwrap_or(path);
+    let kept = rename_to_free(disk, path, dir, stem, GIVEN_UP)?;
+    remove_oldest(disk, dir)?;
+    Ok(kept)
+}
+
+/// Renames the file to `<dir>/<stem>.<rest>`. A number follows the stem if that name is taken: a writer that lost its
+/// descriptor begins its file again under the first name, and the other one may not be sent yet.
+fn rename_to_free(disk: &Disk, from: &Path, dir: &Path, stem: &str, rest: &str) -> io::Result<PathBuf> {
+    let mut to = dir.join(format!("{stem}.{rest}"));
+    let mut number = 1;
+    while to != from && disk.exists(&to)? {
+        number += 1;
+        to = dir.join(format!("{stem}-{number}.{rest}"));
+    }
+    disk.rename(from, &to)?;
+    Ok(to)
 }
 
 /// Whether a file holds only the process's description and survived signals.
@@ -272,17 +299,26 @@ fn note_survival(disk: &Disk, path: &Path) -> io::Result<()> {
 }
 
 pub(super) fn bytes_of(disk: &Disk, path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    let file = disk.open(path, Open::ReadOnly)?;
-    let mut bytes = vec![0; usize::try_from(file.len()?.min(most)).unwrap_or(0)];
-    file.read_exact_at(0, &mut bytes)?;
-    Ok(bytes)
+    bytes_and_len_of(disk, path, most).map(|(bytes, _)| bytes)
 }
 
+/// The beginning of the file, and the length of the whole.
+fn bytes_and_len_of(disk: &Disk, path: &Path, most: u64) -> io::Result<(Vec<u8>, u64)> {
+    let file = disk.open(path, Open::ReadOnly)?;
+    let len = file.len()?;
+    let mut bytes = vec![0; usize::try_from(len.min(most)).unwrap_or(0)];
+    file.read_exact_at(0, &mut bytes)?;
+    Ok((bytes, len))
+}
+
+/// Removes the oldest files that were given up. Names say nothing about age, since they begin with random digits.
 fn remove_oldest(disk: &Disk, dir: &Path) -> io::Result<()> {
-    let names = disk.list(dir)?;
-    let given_up: Vec<_> = names.iter().filter(|name| name.ends_with(GIVEN_UP)).collect();
-    for name in given_up.iter().take(given_up.len().saturating_sub(GIVEN_UP_KEPT)) {
-        disk.remove_file(&dir.join(name))?;
+    let suffix = format!(".{GIVEN_UP}");
+    let mut given_up: Vec<_> =
+        disk.list(dir)?.into_iter().filter(|name| name.ends_with(&suffix)).map(|name| dir.join(name)).collect();
+    given_up.sort_by_cached_key(|path| std::fs::symlink_metadata(path).and_then(|file| file.modified()).ok());
+    for path in given_up.iter().take(given_up.len().saturating_sub(GIVEN_UP_KEPT)) {
+        disk.remove_file(path)?;
     }
     Ok(())
 }

@@ -68,6 +68,44 @@ fn four_given_up_files_are_kept() {
 }
 
 #[test]
+fn of_given_up_files_the_newest_are_kept_whatever_their_names() {
+    let (dir, disk) = (tempfile::tempdir().unwrap(), Disk::default());
+    for (age, name) in ["f-1", "a-1", "e-1", "b-1", "d-1"].iter().enumerate() {
+        let path = write_report(dir.path(), &format!("{name}.bad"), NOBODY, 1);
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000 - age as u64);
+        std::fs::File::options().append(true).open(path).unwrap().set_modified(time).unwrap();
+    }
+    let path = write_report(dir.path(), "c-1.phx.3", NOBODY, 1);
+    assert!(CrashReport::read(&disk, &path, ProcessState::Gone).unwrap().is_none());
+    assert_eq!(names(dir.path()), ["a-1.bad", "c-1.bad", "e-1.bad", "f-1.bad"]);
+}
+
+#[test]
+fn no_report_replaces_another_of_the_same_name() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let disk = Disk::default();
+    write_report(dir.path(), "one-1.phx.1", NOBODY, 1);
+    let again = write_report(dir.path(), "one-1.phx", NOBODY, 2);
+    let report = CrashReport::read(&disk, &again, ProcessState::Gone).unwrap().unwrap();
+    assert_eq!(names(dir.path()), ["one-1-2.phx.1", "one-1.phx.1"]);
+    write_report(other.path(), "one-1.phx.1", NOBODY, 3);
+    assert!(adopt_reports(&disk, other.path(), dir.path()).unwrap());
+    assert_eq!(names(dir.path()), ["one-1-2.phx.1", "one-1-3.phx.1", "one-1.phx.1"]);
+    write_report(dir.path(), "one-1-2.bad", NOBODY, 4);
+    assert_eq!(report.give_up(&disk).unwrap(), dir.path().join("one-1-2-2.bad"));
+}
+
+#[test]
+fn bytes_beyond_those_that_are_read_count_as_damaged() {
+    let (dir, disk) = (tempfile::tempdir().unwrap(), Disk::default());
+    let path = write_report(dir.path(), "one-1.phx", NOBODY, 1);
+    let len = std::fs::metadata(&path).unwrap().len();
+    std::fs::File::options().append(true).open(&path).unwrap().set_len(3 << 20).unwrap();
+    let report = CrashReport::read(&disk, &path, ProcessState::Gone).unwrap().unwrap();
+    assert_eq!((report.incidents.len(), report.damaged_bytes as u64), (1, (3 << 20) - len));
+}
+
+#[test]
 fn a_reading_that_is_taken_back_does_not_count() {
     let (dir, disk) = (tempfile::tempdir().unwrap(), Disk::default());
     for before in ["one-1.phx", "one-1.phx.1", "one-1.phx.2"] {

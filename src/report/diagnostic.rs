@@ -150,7 +150,7 @@ pub enum Diagnostic {
         events: u64,
     },
     /// A file of the queue was damaged or was not this library's. It was renamed, and replaced by a file with all that
-    /// could be read.
+    /// could be read; a replacement that was not completed and cannot be used is only renamed.
     QueueSalvaged {
         /// The new name of the damaged file.
         path: PathBuf,
@@ -231,7 +231,8 @@ pub enum Diagnostic {
         why: String,
     },
     /// Crash reports cannot be written, or a report of an earlier process could not be read or sent in full. A file
-    /// that cannot be read is tried again at the next two starts; then it is kept under a name that ends in `.bad`.
+    /// that cannot be read is tried again at the next two starts; then it is kept under a name that ends in `.bad`. So is
+    /// at once a file of which a part cannot be read or sent, when the other parts are sent.
     CrashReportUnreadable {
         /// The file, if the problem is about one.
         path: Option<PathBuf>,
