@@ -19,7 +19,6 @@ use std::time::SystemTime;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::format::{Record, Tag, Writer};
-use super::reader::bytes_of;
 use crate::queue::OwnerPage;
 use crate::sys::clock::{WallNanos, system_time};
 use crate::sys::disk::Disk;
@@ -166,7 +165,7 @@ pub(crate) fn keep_in(page: Arc<OwnerPage>, started_at: WallNanos) {
 /// The newest breadcrumbs that the run which began at `started_at` left in this shard, oldest first, at most 30. Empty
 /// if it kept none there, or if the file cannot be read.
 pub(crate) fn left_in(disk: &Disk, shard_dir: &Path, started_at: WallNanos) -> Vec<Breadcrumb> {
-    let bytes = bytes_of(disk, &shard_dir.join(FILE), FILE_BYTES as u64).unwrap_or_default();
+    let bytes = disk.read(&shard_dir.join(FILE), FILE_BYTES as u64).unwrap_or_default();
     in_file(&bytes, started_at)
 }
 

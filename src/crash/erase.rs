@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use super::breadcrumbs;
 use super::format::{self, HEADER, Kind, Record, Tag, Writer};
-use super::reader::{self, bytes_of};
-use crate::sys::disk::{Disk, Open};
+use super::reader;
+use crate::sys::disk::{Disk, Entry, Open};
 
 /// Maximum bytes read of one file, as the reader of reports.
 const READ_MOST: u64 = 1024 * 1024;
@@ -35,9 +35,11 @@ pub(crate) struct FoundInReports {
     pub(crate) records: u64,
     /// Records of others, or of nobody, that contain an id of the person.
     pub(crate) mentions: u64,
-    /// Files that could not be examined or changed, and why.
-    pub(crate) out_of_reach: Vec<(PathBuf, String)>,
+    pub(crate) out_of_reach: Vec<OutOfReach>,
 }
+
+/// What could not be examined or changed, and why.
+pub(crate) type OutOfReach = (PathBuf, String);
 
 /// How much of a report is whole.
 #[derive(Debug)]
@@ -47,17 +49,23 @@ pub(crate) struct ReportFacts {
     pub(crate) damaged_bytes: u64,
 }
 
-/// Examines every report file in `dir`, also those that were given up and those of living processes.
-pub(crate) fn report_facts(disk: &Disk, dir: &Path) -> io::Result<Vec<ReportFacts>> {
+/// Examines every report file in `dir`, also those that were given up and those of living processes; and names what is in
+/// the place of one and is no file.
+pub(crate) fn report_facts(disk: &Disk, dir: &Path) -> io::Result<(Vec<ReportFacts>, Vec<OutOfReach>)> {
+    let (paths, passed_over) = files(disk, dir)?;
     let mut facts = Vec::new();
-    for name in files(disk, dir)? {
-        let path = dir.join(name);
-        let scanned = format::scan(&bytes_of(disk, &path, READ_MOST)?);
+    for path in paths {
+        let bytes = match disk.read(&path, READ_MOST) {
+            // It was sent, or counted and renamed, since it was listed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            read => read?,
+        };
+        let scanned = format::scan(&bytes);
         let is_said = |record: &&Record| !matches!(record.kind, Kind::Repaired | Kind::Reserved);
         let records = scanned.records.iter().filter(is_said).count() as u64;
         facts.push(ReportFacts { path, records, damaged_bytes: scanned.damaged_bytes as u64 });
     }
-    Ok(facts)
+    Ok((facts, passed_over))
 }
 
 /// Looks for the person in every report file in `dir`; removes what is found if `removes`.
@@ -67,14 +75,14 @@ pub(crate) fn search_reports(
     wanted: &Wanted<'_>,
     removes: bool,
 ) -> io::Result<FoundInReports> {
-    let mut found = FoundInReports::default();
-    for name in files(disk, dir)? {
-        let path = dir.join(&name);
+    let (paths, passed_over) = files(disk, dir)?;
+    let mut found = FoundInReports { out_of_reach: passed_over, ..FoundInReports::default() };
+    for path in paths {
         if removes && reader::is_in_use(disk, &path) {
             found.out_of_reach.push((path, "a living process writes it".into()));
             continue;
         }
-        let searched = bytes_of(disk, &path, READ_MOST).and_then(|bytes| {
+        let searched = disk.read(&path, READ_MOST).and_then(|bytes| {
             let without = without_person(&bytes, wanted);
             if let (true, Some(bytes)) = (removes, &without.bytes) {
                 replace(disk, &path, bytes)?;
@@ -89,10 +97,13 @@ pub(crate) fn search_reports(
             Err(error) => found.out_of_reach.push((path, error.to_string())),
         }
     }
-    if removes {
+    if removes && Entry::at(dir).is_ok_and(|found| found == Entry::Dir) {
         // What a kill left behind while a file was replaced.
-        for name in names(disk, dir)?.iter().filter(|name| name.ends_with(UNFINISHED)) {
-            disk.remove_file(&dir.join(name))?;
+        for name in disk.list(dir)?.iter().filter(|name| name.ends_with(UNFINISHED)) {
+            let path = dir.join(name);
+            if let Err(error) = disk.remove_file(&path) {
+                found.out_of_reach.push((path, error.to_string()));
+            }
         }
     }
     Ok(found)
@@ -110,7 +121,7 @@ pub(crate) fn search_breadcrumbs(
     if !disk.exists(&path)? {
         return Ok(0);
     }
-    let bytes = bytes_of(disk, &path, breadcrumbs::FILE_BYTES as u64)?;
+    let bytes = disk.read(&path, breadcrumbs::FILE_BYTES as u64)?;
     let entries: Vec<_> =
         bytes.chunks(ENTRY).zip(0_u64..).skip(1).filter(|(entry, _)| mentions(entry)).map(|(_, at)| at).collect();
     if removes && !entries.is_empty() {
@@ -123,17 +134,23 @@ pub(crate) fn search_breadcrumbs(
     Ok(entries.len() as u64)
 }
 
-fn names(disk: &Disk, dir: &Path) -> io::Result<Vec<String>> {
-    match disk.list(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        other => other,
+/// The report files in `dir`. What has the name of one and is no regular file is named and not touched, and so is something
+/// else in the place of the directory.
+fn files(disk: &Disk, dir: &Path) -> io::Result<(Vec<PathBuf>, Vec<OutOfReach>)> {
+    let (mut files, mut others) = (Vec::new(), Vec::new());
+    match Entry::at(dir) {
+        Ok(Entry::Dir) => {}
+        Ok(other) => return Ok((files, vec![(dir.to_path_buf(), format!("it is {other}, not a directory"))])),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((files, others)),
+        Err(error) => return Err(error),
     }
-}
-
-fn files(disk: &Disk, dir: &Path) -> io::Result<Vec<String>> {
-    let mut names = names(disk, dir)?;
-    names.retain(|name| reader::is_report(name));
-    Ok(names)
+    for path in disk.list(dir)?.into_iter().filter(|name| reader::is_report(name)).map(|name| dir.join(name)) {
+        match Entry::at(&path) {
+            Ok(other) if other != Entry::File => others.push((path, format!("it is {other}, not a regular file"))),
+            _ => files.push(path),
+        }
+    }
+    Ok((files, others))
 }
 
 fn replace(disk: &Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -147,7 +147,7 @@ pub(crate) fn fatal_record_of(disk: &Disk, dir: &Path, pid: u32, began: WallNano
     };
     // There may be several files of one process; one that was returned unread holds only survived incidents.
     let fatal = paths.iter().find_map(|path| {
-        let records = scan(&bytes_of(disk, path, READ_MOST).ok()?).records;
+        let records = scan(&disk.read(path, READ_MOST).ok()?).records;
         records.iter().any(is_of_it).then(|| incidents(&records, ProcessState::Gone).into_iter().rfind(ended_it))?
     })?;
     let signal = fatal.record.number(Tag::Signal).and_then(|signal| i32::try_from(signal).ok());
@@ -252,7 +252,7 @@ fn rename_to_free(disk: &Disk, from: &Path, dir: &Path, stem: &str, rest: &str) 
 
 /// Whether a file holds only the process's description and survived signals.
 pub(super) fn has_nothing_to_report(disk: &Disk, path: &Path) -> bool {
-    bytes_of(disk, path, READ_MOST).is_ok_and(|bytes| {
+    disk.read(path, READ_MOST).is_ok_and(|bytes| {
         let scanned = scan(&bytes);
         let says_nothing = |record: &Record| {
             matches!(record.kind, Kind::Context | Kind::Repaired | Kind::Reserved)
@@ -270,7 +270,7 @@ pub(super) fn is_report(name: &str) -> bool {
 
 /// Whether the process that owns the file is alive. A file without a readable first record has no owner.
 pub(super) fn is_in_use(disk: &Disk, path: &Path) -> bool {
-    let bytes = match bytes_of(disk, path, BODY_MOST as u64) {
+    let bytes = match disk.read(path, BODY_MOST as u64) {
         Ok(bytes) => bytes,
         // Without a free descriptor to check, the file may belong to a live process: this one.
         Err(error) => return matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)),
@@ -296,10 +296,6 @@ fn note_survival(disk: &Disk, path: &Path) -> io::Result<()> {
     let Some(record) = Writer::new(&mut buffer, Kind::Survived, 0, 0).finish() else { return Ok(()) };
     let file = disk.open(path, Open::Existing)?;
     file.write_all_at(file.len()?, record)
-}
-
-pub(super) fn bytes_of(disk: &Disk, path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    bytes_and_len_of(disk, path, most).map(|(bytes, _)| bytes)
 }
 
 /// The beginning of the file, and the length of the whole.

@@ -14,6 +14,7 @@ use super::places::QueueDir;
 use super::reader::{Content, EventPlace};
 use crate::queue::store::DeadRecord;
 use crate::record::View;
+use crate::sys::disk::Disk;
 use crate::sys::limits::{DETAIL_KEPT, foreign};
 
 /// Names of events that a group lists; the others are counted together.
@@ -72,6 +73,8 @@ pub struct DeadChange {
     pub events: u64,
     /// Those that match and stay dead letters, because they cannot be read or did not fit into the journal.
     pub left: u64,
+    /// Events, waiting ones or dead letters, that were found to be lost to damage when the queue was opened.
+    pub lost_events: u64,
     /// What opening the queue found, in plain words; empty for a sound queue.
     pub notes: Vec<String>,
 }
@@ -137,9 +140,13 @@ impl QueueDir {
     /// [`InspectError::Owned`] while a process has the queue, [`InspectError::OtherUser`] for a user to whom it does not
     /// belong; and if the queue cannot be written.
     pub fn retry_dead(&self, filter: &DeadFilter) -> Result<DeadChange, InspectError> {
-        let owned = self.own()?;
+        self.retry_dead_on(&Disk::default(), filter)
+    }
+
+    fn retry_dead_on(&self, disk: &Disk, filter: &DeadFilter) -> Result<DeadChange, InspectError> {
+        let Some(owned) = self.own(disk)? else { return Ok(DeadChange::default()) };
         let failed = |error| InspectError::queue(self.path(), error);
-        let mut change = DeadChange { notes: owned.notes(), ..DeadChange::default() };
+        let mut change = DeadChange::of(&owned);
         each_dead(self, &owned, &mut |records| {
             let matching = records.into_iter().filter(|record| filter.matches_record(record));
             let (mut readable, mut matched) = (Vec::new(), 0);
@@ -164,8 +171,12 @@ impl QueueDir {
     ///
     /// As [`retry_dead`](Self::retry_dead).
     pub fn discard_dead(&self, filter: &DeadFilter) -> Result<DeadChange, InspectError> {
-        let owned = self.own()?;
-        let mut change = DeadChange { notes: owned.notes(), ..DeadChange::default() };
+        self.discard_dead_on(&Disk::default(), filter)
+    }
+
+    fn discard_dead_on(&self, disk: &Disk, filter: &DeadFilter) -> Result<DeadChange, InspectError> {
+        let Some(owned) = self.own(disk)? else { return Ok(DeadChange::default()) };
+        let mut change = DeadChange::of(&owned);
         each_dead(self, &owned, &mut |records| {
             let meant = records.iter().filter(|record| filter.matches_record(record));
             let seqs: Vec<u64> = meant.map(|record| record.seq).collect();
@@ -173,6 +184,13 @@ impl QueueDir {
             remove(self, &owned, seqs)
         })?;
         Ok(change)
+    }
+}
+
+impl DeadChange {
+    /// Nothing was changed yet in a queue that was just opened.
+    fn of(owned: &OwnedQueue) -> Self {
+        Self { events: 0, left: 0, lost_events: owned.lost(), notes: owned.notes() }
     }
 }
 
@@ -229,4 +247,123 @@ fn text<S: Serializer>(uuid: &Option<Uuid>, serializer: S) -> Result<S::Ok, S::E
 
 fn unix_seconds<S: Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(at.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::path::PathBuf;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::Event;
+    use crate::inspect::staging::{Filling, Group};
+    use crate::inspect::stored_uuids;
+    use crate::queue::{self, Ack, ChunkRef, OWN, frame};
+    use crate::sys::disk::{Call, Gate, Op, Verdict};
+
+    /// What the queues contain at each moment at which something is about to become durable: what a kill there leaves.
+    #[derive(Debug)]
+    struct Kills {
+        queue_dir: PathBuf,
+        left: Mutex<Vec<HashMap<Uuid, u32>>>,
+    }
+
+    impl Gate for Kills {
+        fn before(&self, call: &Call<'_>) -> Verdict {
+            if matches!(call.op, Op::Sync | Op::SyncDir | Op::Rename | Op::Remove) {
+                let copy = tempfile::tempdir().unwrap();
+                copy_dir(&self.queue_dir, copy.path());
+                let (uuids, damage) = stored_uuids(copy.path()).unwrap();
+                assert!(damage.is_empty(), "{damage:?}");
+                self.left.lock().unwrap().push(uuids);
+            }
+            Verdict::Go
+        }
+    }
+
+    fn copy_dir(from: &Path, to: &Path) {
+        for entry in std::fs::read_dir(from).unwrap() {
+            let (path, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+            if path.is_dir() {
+                std::fs::create_dir(&to).unwrap();
+                copy_dir(&path, &to);
+            } else {
+                std::fs::copy(&path, &to).unwrap();
+            }
+        }
+    }
+
+    fn append(filling: &Filling, numbers: std::ops::Range<u128>) {
+        for n in numbers {
+            let record = Event::new("bad", "a person").finish(Uuid::from_u128(n), 1, 1 << 20).unwrap();
+            filling.append(record.body(), record.class as u8).unwrap();
+        }
+        filling.settle().unwrap();
+    }
+
+    /// Four dead letters, with the uuids 1 to 4, and two waiting events, 5 and 6.
+    fn queue_with_dead_letters(queue_dir: &Path) -> QueueDir {
+        let group = Group::of("phc_1", "https://a.example", queue_dir, "analytics").unwrap();
+        group.prepare(&Disk::default()).unwrap();
+        let claim = queue::claim(&Disk::default(), &group.dir, &[]).unwrap();
+        let filling = Filling::open(&Disk::default(), &group, claim).unwrap();
+        append(&filling, 1..5);
+        let read = filling.queue().read(None, 1 << 20).unwrap();
+        let dead = |head: frame::FrameHead, body: &[u8]| DeadRecord {
+            seq: head.seq,
+            status: 400,
+            reason: "a mistake".into(),
+            first_attempt: 1,
+            last_attempt: 1,
+            attempts: 1,
+            body: body.to_vec(),
+        };
+        let acks = read.chunks.iter().map(|chunk| Ack {
+            row: ChunkRef { origin: OWN, key: chunk.key },
+            delivered: 0,
+            dead: frame::frames(&chunk.frames, chunk.salt).map(|(head, body)| dead(head, body)).collect(),
+            keep: None,
+        });
+        filling.queue().ack(&acks.collect::<Vec<_>>(), None, 2).unwrap();
+        append(&filling, 5..7);
+        QueueDir::at(filling.dir()).unwrap()
+    }
+
+    /// Runs the change, and returns how many events were changed, and what a kill at each moment leaves.
+    fn killed_everywhere(
+        change: impl Fn(&QueueDir, &Disk) -> Result<DeadChange, InspectError>,
+    ) -> (u64, Vec<HashMap<Uuid, u32>>) {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = queue_with_dead_letters(dir.path());
+        let kills = Arc::new(Kills { queue_dir: dir.path().to_path_buf(), left: Mutex::default() });
+        let changed = change(&queue, &Disk::gated(Arc::clone(&kills) as Arc<dyn Gate>)).unwrap().events;
+        let (end, _) = stored_uuids(dir.path()).unwrap();
+        let left = std::mem::take(&mut *kills.left.lock().unwrap());
+        (changed, left.into_iter().chain([end]).collect())
+    }
+
+    fn counts(left: &HashMap<Uuid, u32>) -> Vec<u32> {
+        (1..7).map(|n| left.get(&Uuid::from_u128(n)).copied().unwrap_or(0)).collect()
+    }
+
+    #[test]
+    fn a_dead_letter_is_queued_before_it_is_removed() {
+        let all = DeadFilter::default();
+        let (changed, left) = killed_everywhere(|queue, disk| queue.retry_dead_on(disk, &all));
+        let left: Vec<_> = left.iter().map(counts).collect();
+        assert_eq!(changed, 4);
+        assert!(left.iter().all(|left| left.iter().all(|places| *places >= 1)), "an event was nowhere: {left:?}");
+        assert!(left.contains(&vec![2, 2, 2, 2, 1, 1]), "they are in both places for a moment: {left:?}");
+        assert_eq!(left.last(), Some(&vec![1; 6]));
+    }
+
+    #[test]
+    fn discarding_removes_dead_letters_at_once_and_nothing_else() {
+        let all = DeadFilter::default();
+        let (changed, left) = killed_everywhere(|queue, disk| queue.discard_dead_on(disk, &all));
+        let left: Vec<_> = left.iter().map(counts).collect();
+        assert_eq!((changed, left.last()), (4, Some(&vec![0, 0, 0, 0, 1, 1])));
+        assert!(left.iter().all(|left| *left == [1; 6] || *left == [0, 0, 0, 0, 1, 1]), "{left:?}");
+    }
 }

@@ -4,7 +4,7 @@
 //! own retries, quarantine and dead letters. What is added here is the judgement whether something is left, from the
 //! status pages of the queues, which also count what is in queues that are not open yet.
 
-use std::fs;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -14,9 +14,10 @@ use serde::Serialize;
 use super::error::InspectError;
 use super::owned::check_user;
 use super::places::{self, QueueDir};
-use super::reader::{Content, EventPlace};
+use super::reader::Content;
 use crate::client::Client;
 use crate::config::Config;
+use crate::queue::store::Ledger;
 use crate::queue::{self, Project};
 use crate::report::{DeliveryPhase, Diagnostic, StorageMode};
 use crate::sys::disk::Disk;
@@ -31,7 +32,8 @@ pub struct Drain {
     client: Client,
     project: Project,
     project_dir: PathBuf,
-    before: Counts,
+    /// What each queue's ledger said when the drain began.
+    before: BTreeMap<PathBuf, Counts>,
     nudged_at: Mutex<Instant>,
 }
 
@@ -47,6 +49,8 @@ pub struct DrainProgress {
     pub remaining: u64,
     /// Events that PostHog has rejected for good since the drain began.
     pub dead_lettered: u64,
+    /// Events that were found to be lost since the drain began: their bytes are damaged, or they are in no file.
+    pub lost_events: u64,
     /// Of the remaining events, those that are skipped for now: PostHog rejected them without evidence that they are at
     /// fault.
     pub quarantined: u64,
@@ -60,6 +64,8 @@ pub struct DrainProgress {
     pub storage_problem: Option<String>,
     /// Queues that could not be opened, each with the reason.
     pub skipped: Vec<String>,
+    /// What was found to be damaged in queues that were opened, in plain words.
+    pub notes: Vec<String>,
     /// Queues that other processes have, which deliver them.
     pub owned_by_others: Vec<Holding>,
     /// Whether nothing is left that this process could deliver now: the queues are empty, or all that remains is
@@ -79,21 +85,49 @@ pub struct Holding {
     pub events: u64,
 }
 
-/// The sums of the ledgers of all queues that no other process has.
-#[derive(Clone, Copy, Debug, Default)]
+/// The ledger of a queue, or the sum of several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counts {
     delivered: u64,
     dead_lettered: u64,
-    queued: u64,
+    lost: u64,
 }
 
 /// The queues of a project at a moment.
 #[derive(Debug, Default)]
 struct Survey {
-    counts: Counts,
+    /// Of every queue, also of those that other processes have.
+    counts: BTreeMap<PathBuf, Counts>,
+    /// Events that wait in queues that no other process has.
+    queued: u64,
     others: Vec<Holding>,
     /// Queues that are neither open here nor known to be empty.
     unopened: Vec<PathBuf>,
+}
+
+impl Counts {
+    fn of(ledger: &Ledger) -> Self {
+        let lost = ledger.damaged.saturating_add(ledger.lost_unsynced);
+        Self { delivered: ledger.delivered, dead_lettered: ledger.dead_lettered, lost }
+    }
+}
+
+impl Survey {
+    /// What has happened since an earlier look, in the queues that no other process has now.
+    fn since(&self, before: &BTreeMap<PathBuf, Counts>) -> Counts {
+        let mut sum = Counts::default();
+        for (path, now) in &self.counts {
+            if self.others.iter().any(|other| other.queue == *path) {
+                continue;
+            }
+            let then = before.get(path).copied().unwrap_or_default();
+            let add = |sum: &mut u64, now: u64, then: u64| *sum = sum.saturating_add(now.saturating_sub(then));
+            add(&mut sum.delivered, now.delivered, then.delivered);
+            add(&mut sum.dead_lettered, now.dead_lettered, then.dead_lettered);
+            add(&mut sum.lost, now.lost, then.lost);
+        }
+        sum
+    }
 }
 
 impl QueueDir {
@@ -103,33 +137,16 @@ impl QueueDir {
     }
 
     /// Whether the last owner closed the queue with no event in it, dead letters aside; or none has come so far as to make
-    /// its files. Reads one page.
+    /// its files ([`is_blank`](Self::is_blank)). Reads one page.
     pub fn is_known_empty(&self) -> bool {
-        queue::is_known_empty(&Disk::of_any_user(), self.path()) || self.is_unfinished()
+        queue::is_known_empty(&Disk::of_any_user(), self.path()) || self.is_blank()
     }
 
-    /// Whether there is neither a store nor a journal: its first owner died before it had made them.
-    fn is_unfinished(&self) -> bool {
-        let names = fs::read_dir(self.path()).map(|names| names.flatten().map(|entry| entry.file_name()).collect());
-        let names: Vec<_> = names.unwrap_or_default();
-        let holds_events = |name: &std::ffi::OsString| {
-            name.to_str().is_none_or(|name| {
-                name == "queue.redb"
-                    || name == "queue.redb.ready"
-                    || name.starts_with("journal-")
-                    || name.starts_with("damaged-")
-            })
-        };
-        self.path().is_dir() && !names.iter().any(holds_events)
-    }
-
-    /// The number of dead letters in the queue. Reads all of it. `scratch`: see [`read`](Self::read).
+    /// The number of dead letters in the queue that can be read. Reads all of them. `scratch`: see [`read`](Self::read).
     pub fn count_dead(&self, scratch: &Path) -> Result<u64, InspectError> {
         let mut dead = 0;
-        self.read(scratch)?.content(&mut |content| {
-            if let Content::Event(event) = content {
-                dead += u64::from(matches!(event.place, EventPlace::DeadLetter { .. }));
-            }
+        self.read(scratch)?.dead_letters(&mut |content| {
+            dead += u64::from(matches!(content, Content::Event(_)));
             std::ops::ControlFlow::Continue(())
         })?;
         Ok(dead)
@@ -180,17 +197,9 @@ impl Drain {
             StorageMode::Degraded { problem } | StorageMode::Volatile { problem } => Some(problem.clone()),
             _ => None,
         });
-        let mut skipped = Vec::new();
-        for diagnostic in self.client.diagnostics() {
-            if let Diagnostic::QueueSkipped { path, why } = diagnostic
-                && survey.unopened.contains(&path)
-            {
-                skipped.push(format!("{}: {why}", path.display()));
-            }
-        }
-        skipped.sort();
-        skipped.dedup();
-        let remaining = survey.counts.queued;
+        let (skipped, notes) = self.found(&survey);
+        let since = survey.since(&self.before);
+        let remaining = survey.queued;
         let waits = survey.unopened.len() > skipped.len();
         let in_unopened = survey.unopened.iter().map(|dir| queued_in(dir)).fold(0, u64::saturating_add);
         let is_over = !waits && remaining.saturating_sub(in_unopened) <= stats.quarantined;
@@ -199,32 +208,63 @@ impl Drain {
         }
         Ok(DrainProgress {
             host: self.project.host.clone(),
-            delivered: survey.counts.delivered.saturating_sub(self.before.delivered),
+            delivered: since.delivered,
             remaining,
-            dead_lettered: survey.counts.dead_lettered.saturating_sub(self.before.dead_lettered),
+            dead_lettered: since.dead_lettered,
+            lost_events: since.lost,
             quarantined: stats.quarantined.min(remaining),
             delivery: delivery.name(),
             retry_in_seconds: delivery.retry_in().map(|time| time.as_secs_f64()),
             last_error: telling.and_then(|lane| lane.last_error.clone()),
             storage_problem: problem,
             skipped,
+            notes,
             owned_by_others: survey.others,
             is_over,
         })
     }
 
-    /// Ends the drain: what is in flight may finish within `grace`, and the queues are released. Returns how far it came.
+    /// Queues that could not be opened, and what was found in those that were: as far as the client still remembers it. The
+    /// counts do not depend on that.
+    fn found(&self, survey: &Survey) -> (Vec<String>, Vec<String>) {
+        let (mut skipped, mut notes) = (Vec::new(), Vec::new());
+        for diagnostic in self.client.diagnostics() {
+            match diagnostic {
+                Diagnostic::QueueSkipped { path, why } if survey.unopened.contains(&path) => {
+                    skipped.push(format!("{}: {why}", path.display()));
+                }
+                found @ (Diagnostic::QueueSalvaged { .. } | Diagnostic::EventsLost { .. }) => {
+                    notes.push(found.to_string());
+                }
+                _ => {}
+            }
+        }
+        for texts in [&mut skipped, &mut notes] {
+            texts.sort();
+            texts.dedup();
+        }
+        (skipped, notes)
+    }
+
+    /// Ends the drain: nothing more is sent unless everything was, what is in flight may finish within `grace`, and the
+    /// queues are released. Returns how far it came.
     pub fn end(self, grace: Duration) -> Result<DrainProgress, InspectError> {
         let progress = self.progress()?;
+        if !progress.is_over {
+            self.client.lanes().unwrap_or_default().iter().for_each(|lane| lane.hold(true));
+        }
         // With nothing to send it ends at once. A crash report may have become an event just now.
         let closed = self.client.shutdown(grace);
         let _ = closed.wait(grace.saturating_add(Duration::from_secs(10)));
         let survey = survey(&self.project_dir)?;
+        let (since, (_, notes)) = (survey.since(&self.before), self.found(&survey));
         Ok(DrainProgress {
-            delivered: survey.counts.delivered.saturating_sub(self.before.delivered),
-            remaining: survey.counts.queued,
-            dead_lettered: survey.counts.dead_lettered.saturating_sub(self.before.dead_lettered),
-            quarantined: progress.quarantined.min(survey.counts.queued),
+            delivered: since.delivered,
+            remaining: survey.queued,
+            dead_lettered: since.dead_lettered,
+            lost_events: since.lost,
+            quarantined: progress.quarantined.min(survey.queued),
+            notes,
             ..progress
         })
     }
@@ -257,21 +297,30 @@ fn survey(project_dir: &Path) -> Result<Survey, InspectError> {
     let (disk, own, mut survey) = (Disk::default(), std::process::id(), Survey::default());
     for queue in places::queues(project_dir)? {
         let page = queue::predecessor(&disk, queue.path());
-        let owner = queue.owner()?;
+        let Ok(owner) = queue.owner() else {
+            // The client skips it too, and says why.
+            survey.unopened.push(queue.path().to_path_buf());
+            continue;
+        };
+        let counts = Counts::of(&page.ledger.or_else(|| ledger_of_store(&queue)).unwrap_or_default());
+        survey.counts.insert(queue.path().to_path_buf(), counts);
         if let Some(owner) = owner.filter(|owner| owner.pid != Some(own) && !is_ours(&page, own)) {
             let (queue, events) = (queue.path().to_path_buf(), page.queued_events());
             survey.others.push(Holding { queue, pid: owner.pid, events });
             continue;
         }
-        let ledger = page.ledger.unwrap_or_default();
-        survey.counts.queued = survey.counts.queued.saturating_add(page.queued_events());
-        survey.counts.delivered = survey.counts.delivered.saturating_add(ledger.delivered);
-        survey.counts.dead_lettered = survey.counts.dead_lettered.saturating_add(ledger.dead_lettered);
+        survey.queued = survey.queued.saturating_add(page.queued_events());
         if owner.is_none() && !queue.is_known_empty() {
             survey.unopened.push(queue.path().to_path_buf());
         }
     }
     Ok(survey)
+}
+
+/// The ledger of a queue whose page does not say it. Nothing is known of a store that cannot be read.
+fn ledger_of_store(queue: &QueueDir) -> Option<Ledger> {
+    let reader = queue::Reader::open(&Disk::default(), queue.path(), false).ok()?;
+    reader.state().map(|state| state.ledger)
 }
 
 /// Whether the page says that this process has the queue, where the system does not say who holds the lock.

@@ -4,7 +4,6 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Read;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -13,11 +12,12 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::error::InspectError;
+use super::owned::OwnedQueue;
 use super::places::QueueDir;
 use super::reader::{Content, EventPlace};
 use crate::crash::{self, erase};
 use crate::record::{NoSymbols, View, json};
-use crate::sys::disk::Disk;
+use crate::sys::disk::{Disk, Entry, Open};
 
 /// A person, by distinct ids, and how much that mentions the person is meant as well.
 #[derive(Clone, Debug)]
@@ -53,8 +53,10 @@ pub struct PersonFound {
     pub is_removed: bool,
     /// Events that could not be read, so that nobody knows whose they are. [`QueueDir::forget`] removes them.
     pub unreadable_events: u64,
+    /// Events that were found to be lost to damage when the queue was opened.
+    pub lost_events: u64,
     /// Files below the queue that are not changed, with whether they contain an id: what a repair has kept, crash reports
-    /// of living processes, files that are not of this library.
+    /// of living processes, files that are not of this library, and what is no regular file.
     pub not_reached: Vec<NotReached>,
     /// What opening the queue found, in plain words; empty for a sound queue.
     pub notes: Vec<String>,
@@ -221,7 +223,22 @@ impl QueueDir {
     /// belong, and if there is too little space for the new store, whose size is that of what waits: then no event was
     /// removed.
     pub fn forget(&self, person: &Person, progress: &dyn Fn(u64)) -> Result<PersonFound, InspectError> {
-        let owned = self.own()?;
+        let (disk, mut found) = (Disk::default(), PersonFound::default());
+        if let Some(owned) = self.own(&disk)? {
+            found = self.forget_events(&owned, &disk, person, progress)?;
+        }
+        found.is_removed = true;
+        self.search_files(&disk, person, &mut found, true)?;
+        Ok(found)
+    }
+
+    fn forget_events(
+        &self,
+        owned: &OwnedQueue,
+        disk: &Disk,
+        person: &Person,
+        progress: &dyn Fn(u64),
+    ) -> Result<PersonFound, InspectError> {
         let failed = |error| InspectError::queue(self.path(), error);
         if !owned.queue.checkpoint_all(owned.now()).map_err(failed)? {
             let why = format!(
@@ -245,13 +262,10 @@ impl QueueDir {
             owned.now(),
         );
         let rewritten = rewritten.map_err(failed)?;
-        let disk = Disk::default();
-        owned.queue.scrub_journal(&disk).map_err(failed)?;
+        owned.queue.scrub_journal(disk).map_err(failed)?;
         let mut found = counted.into_inner();
         found.unreadable_events = rewritten.damaged;
-        found.notes = owned.notes();
-        found.is_removed = true;
-        self.search_files(&disk, person, &mut found, true)?;
+        (found.lost_events, found.notes) = (owned.lost(), owned.notes());
         Ok(found)
     }
 
@@ -274,13 +288,11 @@ impl QueueDir {
             erase::search_reports(disk, &dir, &wanted, removes).map_err(|source| InspectError::io(&dir, source))?;
         found.crash_records += reports.records;
         found.in_text += reports.mentions;
-        let unread = reports.out_of_reach.into_iter();
-        found.not_reached.extend(unread.map(|(path, why)| {
-            let contains_id = person.is_in_file(&path);
-            NotReached { path, why, contains_id }
-        }));
-        found.breadcrumbs = erase::search_breadcrumbs(disk, self.path(), &mentions, removes)
-            .map_err(|source| InspectError::io(self.path(), source))?;
+        let mut not_reached: Vec<_> = reports.out_of_reach;
+        match erase::search_breadcrumbs(disk, self.path(), &mentions, removes) {
+            Ok(breadcrumbs) => found.breadcrumbs = breadcrumbs,
+            Err(error) => not_reached.push((self.path().join("breadcrumbs"), error.to_string())),
+        }
         for entry in fs::read_dir(self.path()).map_err(|source| InspectError::io(self.path(), source))?.flatten() {
             let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
             let why = if name.starts_with("damaged-") {
@@ -290,12 +302,19 @@ impl QueueDir {
             } else {
                 "not a file of this library"
             };
-            let inside = if path.is_dir() { files_in(&path) } else { vec![path] };
-            found.not_reached.extend(inside.into_iter().map(|path| {
-                let contains_id = person.is_in_file(&path);
-                NotReached { path, why: why.to_owned(), contains_id }
-            }));
+            let is_dir = Entry::at(&path).is_ok_and(|entry| entry == Entry::Dir);
+            let inside = if is_dir { files_in(&path) } else { vec![path] };
+            not_reached.extend(inside.into_iter().map(|path| (path, why.to_owned())));
         }
+        found.not_reached.extend(not_reached.into_iter().map(|(path, why)| {
+            let why = match Entry::at(&path) {
+                Ok(entry) if entry != Entry::File && !why.contains("regular") => {
+                    format!("{why}; it is {entry}, not a regular file")
+                }
+                _ => why,
+            };
+            NotReached { contains_id: person.is_in_file(disk, &path), path, why }
+        }));
         Ok(())
     }
 }
@@ -310,21 +329,25 @@ fn files_in(dir: &Path) -> Vec<PathBuf> {
 const PIECE: usize = 1024 * 1024;
 
 impl Person {
-    /// Whether the bytes of an id are in the file; `None` if it cannot be read.
-    fn is_in_file(&self, path: &Path) -> Option<bool> {
+    /// Whether the bytes of an id are in the file; `None` if it cannot be read, or is no regular file.
+    fn is_in_file(&self, disk: &Disk, path: &Path) -> Option<bool> {
         let longest = self.ids.iter().map(String::len).max().unwrap_or(0);
-        let mut file = fs::File::open(path).ok()?;
-        let mut window = Vec::new();
+        let file = disk.open(path, Open::ReadOnly).ok()?;
+        let (mut window, mut at) = (Vec::new(), 0);
         loop {
-            let read = file.by_ref().take(PIECE as u64).read_to_end(&mut window).ok()?;
+            // An id may begin in one piece and end in the next.
+            window.drain(..window.len().saturating_sub(longest));
+            let piece = usize::try_from(file.len().ok()?.saturating_sub(at)).unwrap_or(PIECE).min(PIECE);
+            let kept = window.len();
+            window.resize(kept + piece, 0);
+            file.read_exact_at(at, window.get_mut(kept..)?).ok()?;
+            at += piece as u64;
             if self.mentions(&window) {
                 return Some(true);
             }
-            if read == 0 {
+            if piece == 0 {
                 return Some(false);
             }
-            // An id may begin in one piece and end in the next.
-            window.drain(..window.len().saturating_sub(longest));
         }
     }
 }
@@ -350,8 +373,8 @@ mod tests {
         let mut bytes = vec![b'.'; PIECE - 2];
         bytes.extend_from_slice(b"alice and more");
         fs::write(file.path(), bytes).unwrap();
-        assert_eq!(Person::new(["alice"]).unwrap().is_in_file(file.path()), Some(true));
-        assert_eq!(Person::new(["aliceb"]).unwrap().is_in_file(file.path()), Some(false));
-        assert_eq!(Person::new(["alice"]).unwrap().is_in_file(Path::new("/nowhere")), None);
+        assert_eq!(Person::new(["alice"]).unwrap().is_in_file(&Disk::default(), file.path()), Some(true));
+        assert_eq!(Person::new(["aliceb"]).unwrap().is_in_file(&Disk::default(), file.path()), Some(false));
+        assert_eq!(Person::new(["alice"]).unwrap().is_in_file(&Disk::default(), Path::new("/nowhere")), None);
     }
 }

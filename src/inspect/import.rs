@@ -25,6 +25,7 @@ use uuid::Uuid;
 
 use super::error::InspectError;
 use super::incoming::{self, Terms};
+use super::places::UNPUBLISHED;
 use super::staging::{Filling, Group};
 use crate::event::Record;
 use crate::queue;
@@ -36,8 +37,6 @@ use crate::sys::disk::{Disk, Open};
 
 /// The longest line: PostHog takes requests of 20 MiB, so a longer one is no batch that was ever sent.
 const LINE_BYTES: usize = 20 * 1024 * 1024;
-/// The directory of the queue that is filled.
-const UNPUBLISHED: &str = "importing";
 /// The file with the hashes of imports that were completed.
 const COMPLETED: &str = "imported";
 /// The number of hashes that are kept.

@@ -44,7 +44,7 @@ pub use filter::{EventFilter, EventState};
 pub use forget::{NotReached, Person, PersonFound};
 pub use import::{BadLine, ImportOptions, Imported, import};
 pub use moving::{Moved, move_to, project_name};
-pub use places::{Owner, QueueDir, default_queue_dir, queues};
+pub use places::{Owner, QueueDir, default_queue_dir, queues, queues_and_imports};
 pub use power_cut::{PowerCuts, power_cuts};
 pub use prometheus::to_prometheus;
 pub use prove::{DiskReport, Latencies, LatencyRange, ProofDir, disk, proof_client, stored_uuids};

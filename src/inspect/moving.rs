@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::error::InspectError;
-use super::owned::check_user;
+use super::owned::{self, check_user};
 use super::places::QueueDir;
 use super::staging::{Filling, Group};
 use crate::queue::{self, Ack, ChunkRef, OWN, QueueError, frame};
@@ -18,8 +18,11 @@ const STEP_BYTES: usize = 2 * 1024 * 1024;
 pub struct Moved {
     /// Events that were moved.
     pub events: u64,
-    /// Events that could not be read. They are counted as damaged in the queue that they were in.
+    /// Events that were found to be lost, in the queue that they were in or in the one that they were moved to: they could
+    /// not be read, or are in no file. The ledger of that queue counts them.
     pub damaged: u64,
+    /// What opening the two queues found, in plain words; empty for sound ones.
+    pub notes: Vec<String>,
     /// The queue that has them now; `None` if there was nothing to move.
     pub into: Option<PathBuf>,
 }
@@ -47,14 +50,15 @@ pub fn move_to(
 ) -> Result<Moved, InspectError> {
     let group = Group::of(api_key, host, from.queue_dir(), from.lane())?;
     check_user(from.path())?;
-    let source = from.own()?;
+    let mut moved = Moved { events: 0, damaged: 0, notes: Vec::new(), into: None };
+    let Some(source) = from.own(&Disk::default())? else { return Ok(moved) };
+    moved.notes = source.notes();
     if from.project_of_store().is_some_and(|project| project == group.project) {
         return Err(InspectError::Input(format!("{:?} belongs to this host and key already", from.path())));
     }
     let failed = |error| InspectError::queue(from.path(), error);
     let damaged_before = source.queue.ledger().damaged;
-    let mut moved = Moved { events: 0, damaged: 0, into: None };
-    let mut target = None;
+    let mut target: Option<Filling> = None;
     loop {
         let read = source.queue.read(None, STEP_BYTES).map_err(failed)?;
         if !read.damaged.is_empty() {
@@ -89,7 +93,10 @@ pub fn move_to(
             break;
         }
     }
-    moved.damaged = source.queue.ledger().damaged.saturating_sub(damaged_before);
+    let met = source.queue.ledger().damaged.saturating_sub(damaged_before);
+    let in_target = target.as_ref().map_or(0, |target| owned::lost(target.findings()));
+    moved.damaged = source.lost().saturating_add(met).saturating_add(in_target);
+    moved.notes.extend(target.iter().flat_map(|target| owned::notes(target.findings())));
     moved.into = target.map(|filling| filling.dir().to_path_buf());
     Ok(moved)
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::InspectError;
-use super::places::QueueDir;
-use crate::queue::{self, Finding, Opened, Project, Queue, QueueOptions, journal};
+use super::places::{QueueDir, UNPUBLISHED};
+use crate::queue::{self, Claim, Finding, Opened, Project, Queue, QueueOptions, journal};
 use crate::sys::clock::{Clock, WallNanos};
 use crate::sys::disk::Disk;
 use crate::sys::{limits, wording};
@@ -27,27 +27,48 @@ pub(crate) struct OwnedQueue {
 }
 
 impl QueueDir {
-    /// Opens the queue to change it. Fails while a living process owns it, and for a user to whom it does not belong.
-    pub(crate) fn own(&self) -> Result<OwnedQueue, InspectError> {
+    /// Opens the queue to change it. `None` if there is nothing in it to be opened ([`is_blank`](Self::is_blank)). Fails
+    /// while a living process owns it, and for a user to whom it does not belong.
+    pub(crate) fn own(&self, disk: &Disk) -> Result<Option<OwnedQueue>, InspectError> {
         self.check_user()?;
-        let project = self.project_of_store().ok_or_else(|| InspectError::Queue {
+        let claim = self.claim(disk)?;
+        if self.is_blank() {
+            return Ok(None);
+        }
+        // A damaged store is not replaced by the way: that would keep it as a further copy of what it contains.
+        let has_store = disk.exists(&self.path().join("queue.redb")).unwrap_or(true);
+        let project = if has_store { self.project_of_store() } else { self.project_by_name() };
+        let project = project.ok_or_else(|| InspectError::Queue {
             path: self.path().into(),
             why: "its store does not say whose events it contains; nothing was changed; repair it first".into(),
         })?;
-        self.own_as(project, false)
+        self.open(disk, claim, project, false).map(Some)
     }
 
     /// Opens the queue of this project to change it; if it `rebuilds`, the store is replaced by one that is made of its
     /// readable rows.
-    pub(crate) fn own_as(&self, project: Project, rebuilds: bool) -> Result<OwnedQueue, InspectError> {
+    pub(crate) fn own_as(&self, disk: &Disk, project: Project, rebuilds: bool) -> Result<OwnedQueue, InspectError> {
         self.check_user()?;
-        let failed = |error| InspectError::queue(self.path(), error);
-        let (disk, clock) = (Disk::default(), Clock::default());
-        let claim = queue::claim_shard(&disk, self.group_dir(), self.number()).map_err(failed)?;
-        let Some(claim) = claim else {
-            let pid = self.owner()?.and_then(|owner| owner.pid);
-            return Err(InspectError::Owned { path: self.path().into(), pid });
+        self.open(disk, self.claim(disk)?, project, rebuilds)
+    }
+
+    fn claim(&self, disk: &Disk) -> Result<Claim, InspectError> {
+        let claim = if self.is_import() {
+            queue::claim_unpublished(disk, self.group_dir(), UNPUBLISHED)
+        } else {
+            queue::claim_shard(disk, self.group_dir(), self.number())
         };
+        match claim.map_err(|error| InspectError::queue(self.path(), error))? {
+            Some(claim) => Ok(claim),
+            None => {
+                let pid = self.owner()?.and_then(|owner| owner.pid);
+                Err(InspectError::Owned { path: self.path().into(), pid })
+            }
+        }
+    }
+
+    fn open(&self, disk: &Disk, claim: Claim, project: Project, rebuilds: bool) -> Result<OwnedQueue, InspectError> {
+        let clock = Clock::default();
         let options = QueueOptions {
             project,
             queue_dir: self.queue_dir().to_path_buf(),
@@ -61,7 +82,8 @@ impl QueueDir {
             adopts: true,
         };
         let Opened { queue, replayed, findings, .. } =
-            Queue::open_as(&disk, &options, claim, rebuilds, clock.wall_nanos()).map_err(failed)?;
+            Queue::open_as(disk, &options, claim, rebuilds, clock.wall_nanos())
+                .map_err(|error| InspectError::queue(self.path(), error))?;
         Ok(OwnedQueue { queue: Arc::new(queue), findings, replayed, clock })
     }
 
@@ -102,18 +124,28 @@ impl OwnedQueue {
 
     /// What recovery found, as text for an operator.
     pub(crate) fn notes(&self) -> Vec<String> {
-        self.findings.iter().filter_map(note).collect()
+        notes(&self.findings)
     }
 
     /// Events that recovery found to be lost.
     pub(crate) fn lost(&self) -> u64 {
-        let lost = |finding: &Finding| match finding {
-            Finding::Salvaged { lost, .. } => *lost,
-            Finding::Missing { events, .. } => *events,
-            _ => 0,
-        };
-        self.findings.iter().map(lost).sum()
+        lost(&self.findings)
     }
+}
+
+/// What recovery found, as text for an operator; empty for a sound queue.
+pub(super) fn notes(findings: &[Finding]) -> Vec<String> {
+    findings.iter().filter_map(note).collect()
+}
+
+/// Events that recovery found to be lost.
+pub(super) fn lost(findings: &[Finding]) -> u64 {
+    let lost = |finding: &Finding| match finding {
+        Finding::Salvaged { lost, .. } => *lost,
+        Finding::Missing { events, .. } => *events,
+        _ => 0,
+    };
+    findings.iter().map(lost).fold(0, u64::saturating_add)
 }
 
 fn note(finding: &Finding) -> Option<String> {
@@ -129,12 +161,11 @@ fn note(finding: &Finding) -> Option<String> {
         Finding::Salvaged { path, why, lost } => {
             format!("{why}: it is kept as {}; {} lost", path.display(), wording::count(*lost, "event"))
         }
-        Finding::Missing { events, after_restart: true } => format!(
-            "{} were lost when the machine went down before they were on the disk",
-            wording::count(*events, "event")
-        ),
+        Finding::Missing { events, after_restart: true } => {
+            format!("{} lost when the machine went down before the disk had them", wording::count(*events, "event"))
+        }
         Finding::Missing { events, .. } => {
-            format!("{} were accepted and are in no file", wording::count(*events, "event"))
+            format!("{} lost: accepted, and in no file", wording::count(*events, "event"))
         }
         Finding::NotCheckpointed { error } => {
             format!("the journal could not be moved into the store ({error}); its events stay in the journal")

@@ -1,5 +1,6 @@
 //! Where queues are, whose they are, and which process owns them.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::error::InspectError;
 use crate::config::Config;
 use crate::queue::{self, Project};
-use crate::sys::disk::{Disk, Open};
+use crate::sys::disk::Disk;
 
 /// The directory of the analytics events' shards is the project's own; the others have a subdirectory.
 const LANES: [(&str, &str); 2] = [("analytics", ""), ("ai", "ai")];
@@ -20,7 +21,10 @@ pub fn default_queue_dir() -> Result<PathBuf, InspectError> {
     Config::new("").place().map_err(|error| InspectError::NoDirectory(error.to_string()))
 }
 
-/// One queue: a shard of a project and lane. Named by its path; nothing is opened yet.
+/// The directory of a queue that an import fills, beside the shards.
+pub(super) const UNPUBLISHED: &str = "importing";
+
+/// One queue: a shard of a project and lane, or one that an import fills. Named by its path; nothing is opened yet.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct QueueDir {
     path: PathBuf,
@@ -28,6 +32,7 @@ pub struct QueueDir {
     project: String,
     lane: &'static str,
     number: u32,
+    is_import: bool,
 }
 
 /// The process that owns a queue.
@@ -45,6 +50,21 @@ pub struct Owner {
 ///
 /// Fails if `dir` cannot be read or contains no queue.
 pub fn queues(dir: &Path) -> Result<Vec<QueueDir>, InspectError> {
+    let (dir, mut found) = find(dir)?;
+    found.retain(|queue| !queue.is_import);
+    if found.is_empty() { Err(InspectError::NotAQueue { path: dir }) } else { Ok(found) }
+}
+
+/// The queues below `dir`, as [`queues`] finds them, and behind those of a lane the queue of an import that is under way or
+/// was not finished ([`QueueDir::is_import`]). No program sees or sends its events, but they are on the disk.
+///
+/// Fails if `dir` cannot be read or contains neither.
+pub fn queues_and_imports(dir: &Path) -> Result<Vec<QueueDir>, InspectError> {
+    let (dir, found) = find(dir)?;
+    if found.is_empty() { Err(InspectError::NotAQueue { path: dir }) } else { Ok(found) }
+}
+
+fn find(dir: &Path) -> Result<(PathBuf, Vec<QueueDir>), InspectError> {
     let dir = std::path::absolute(dir).map_err(|source| InspectError::io(dir, source))?;
     fs::read_dir(&dir).map_err(|source| InspectError::io(&dir, source))?;
     let mut found = Vec::new();
@@ -60,21 +80,28 @@ pub fn queues(dir: &Path) -> Result<Vec<QueueDir>, InspectError> {
             }
         }
     }
-    found.sort_by(|a, b| (&a.project, a.lane_index(), a.number).cmp(&(&b.project, b.lane_index(), b.number)));
-    if found.is_empty() { Err(InspectError::NotAQueue { path: dir }) } else { Ok(found) }
+    let place = |queue: &QueueDir| (queue.project.clone(), queue.lane_index(), queue.is_import, queue.number);
+    found.sort_by_cached_key(place);
+    Ok((dir, found))
 }
 
 fn of_project(queue_dir: &Path, project: &Path, found: &mut Vec<QueueDir>) -> Result<(), InspectError> {
     for (lane, below) in LANES {
         let dir = if below.is_empty() { project.to_path_buf() } else { project.join(below) };
-        let numbers = queue::shard_numbers(&Disk::default(), &dir).map_err(|error| InspectError::queue(&dir, error))?;
-        found.extend(numbers.into_iter().map(|number| QueueDir {
-            path: queue::shard_dir(&dir, number),
+        let queue = |path: PathBuf, number| QueueDir {
+            path,
             queue_dir: queue_dir.to_path_buf(),
             project: name_of(project),
             lane,
             number,
-        }));
+            is_import: false,
+        };
+        let numbers = queue::shard_numbers(&Disk::default(), &dir).map_err(|error| InspectError::queue(&dir, error))?;
+        found.extend(numbers.into_iter().map(|number| queue(queue::shard_dir(&dir, number), number)));
+        let unpublished = dir.join(UNPUBLISHED);
+        if fs::symlink_metadata(&unpublished).is_ok_and(|found| found.is_dir()) {
+            found.push(QueueDir { is_import: true, ..queue(unpublished, 0) });
+        }
     }
     Ok(())
 }
@@ -91,11 +118,14 @@ fn is_project(dir: &Path) -> bool {
 impl QueueDir {
     /// The queue at this path, by the names of the path alone.
     pub(super) fn at(path: &Path) -> Option<Self> {
-        let number = name_of(path).strip_prefix("shard-")?.parse().ok()?;
+        let is_import = name_of(path) == UNPUBLISHED;
+        let number = if is_import { 0 } else { name_of(path).strip_prefix("shard-")?.parse().ok()? };
         let above = path.parent()?;
         let (lane, project) = if name_of(above) == "ai" { ("ai", above.parent()?) } else { ("analytics", above) };
         let queue_dir = project.parent().unwrap_or(project).to_path_buf();
-        Some(Self { path: path.into(), queue_dir, project: name_of(project), lane, number })
+        // Anything else may have that name too.
+        let is_queue = !is_import || is_project(project);
+        is_queue.then(|| Self { path: path.into(), queue_dir, project: name_of(project), lane, number, is_import })
     }
 
     /// The directory of the queue, absolute.
@@ -118,9 +148,24 @@ impl QueueDir {
         self.lane
     }
 
-    /// The number of the shard.
+    /// The number of the shard; 0 for the queue of an import.
     pub fn number(&self) -> u32 {
         self.number
+    }
+
+    /// Whether this is no shard but the queue that an import fills, or has left because it was not finished. Nothing in it
+    /// is sent before the import has ended.
+    pub fn is_import(&self) -> bool {
+        self.is_import
+    }
+
+    /// What an operator has to know of the queue that an import has left.
+    pub fn why_unfinished(&self) -> String {
+        format!(
+            "an import into it was not finished, so nothing of it is sent; repeat the same import, which goes on, or remove \
+             {} to give it up",
+            self.path.display()
+        )
     }
 
     fn lane_index(&self) -> usize {
@@ -138,7 +183,7 @@ impl QueueDir {
     }
 
     /// The process that owns the queue; `None` if no living process does. Where the system lists the locks of living
-    /// processes, no lock is taken; otherwise the lock is held for a moment.
+    /// processes, no lock is taken; otherwise a shared lock for a moment, for which a process that opens the queue waits.
     pub fn owner(&self) -> Result<Option<Owner>, InspectError> {
         let path = self.path.join("lock");
         let failed = |source| InspectError::io(&path, source);
@@ -153,10 +198,8 @@ impl QueueDir {
         if let Some(pid) = holder_of(&metadata) {
             return Ok(Some(Owner { pid: Some(pid), since }));
         }
-        match disk.open_locked(&path, Open::ReadOnly).map_err(failed)? {
-            Some(_released) => Ok(None),
-            None => Ok(Some(Owner { pid: None, since })),
-        }
+        let is_locked = disk.is_locked(&path).map_err(failed)?;
+        Ok(is_locked.then_some(Owner { pid: None, since }))
     }
 
     /// The host and the project key whose events the queue contains, if its store can be read.
@@ -167,6 +210,31 @@ impl QueueDir {
 
     pub(crate) fn project_of_store(&self) -> Option<Project> {
         queue::project_of(&Disk::of_any_user(), &self.path)
+    }
+
+    /// The project that the name of the directory stands for, from the store of the queue or of another one beside it.
+    pub(super) fn project_by_name(&self) -> Option<Project> {
+        let is_ours = |project: &Project| project.dir_name() == self.project;
+        self.project_of_store().filter(is_ours).or_else(|| {
+            let (_, others) = find(&self.project_dir()).unwrap_or_default();
+            others.iter().filter_map(Self::project_of_store).find(is_ours)
+        })
+    }
+
+    /// Whether there is nothing in it that could be opened: its first owner ended before it had made a store or a journal,
+    /// for example because the disk was full. The one decision of every command that opens queues; a program takes such a
+    /// directory as a new one.
+    pub fn is_blank(&self) -> bool {
+        let holds_events = |name: &OsStr| {
+            name.to_str().is_none_or(|name| {
+                ["queue.redb", "queue.redb.ready"].contains(&name)
+                    || name.starts_with("journal-")
+                    || name.starts_with("damaged-")
+            })
+        };
+        // What cannot be listed is not known to be blank.
+        let Ok(mut names) = fs::read_dir(&self.path) else { return false };
+        !names.any(|entry| entry.map_or(true, |entry| holds_events(&entry.file_name())))
     }
 }
 

@@ -16,6 +16,7 @@ use crate::record::json::write_event;
 use crate::record::{Malformed, NoSymbols, View};
 use crate::sys::clock::system_time;
 use crate::sys::disk::Disk;
+use crate::sys::wording::count;
 
 /// The content of a queue.
 ///
@@ -243,7 +244,7 @@ impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.path.display(), self.what)?;
         match self.lost_events {
-            Some(lost) => write!(f, " ({lost} events lost)"),
+            Some(lost) => write!(f, " ({} lost)", count(lost, "event")),
             None => Ok(()),
         }
     }

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::error::InspectError;
-use super::places::{QueueDir, queues};
+use super::places::QueueDir;
 use crate::config::former_projects;
 use crate::queue::{Finding, Project};
+use crate::sys::disk::Disk;
 use crate::sys::wording;
 
 /// The result of [`QueueDir::repair`].
@@ -43,7 +44,12 @@ impl QueueDir {
     /// belong, [`InspectError::Newer`], or if there is too little space for the new store: then the old one is as it was.
     pub fn repair(&self, project: Option<(&str, &str)>) -> Result<Repair, InspectError> {
         self.check_user()?;
-        let owned = self.own_as(self.project_to_repair(project)?, true)?;
+        if self.is_blank() {
+            let notes = vec!["it contains neither a store nor a journal; a program takes it as a new one".to_owned()];
+            let queue = self.path().to_path_buf();
+            return Ok(Repair { queue, saved_events: 0, dead_letters: 0, lost_events: 0, kept: Vec::new(), notes });
+        }
+        let owned = self.own_as(&Disk::default(), self.project_to_repair(project)?, true)?;
         let failed = |error| InspectError::queue(self.path(), error);
         let is_moved = owned.queue.checkpoint_all(owned.now()).map_err(failed)?;
         let kept = |finding: &Finding| match finding {
@@ -68,8 +74,8 @@ impl QueueDir {
     }
 
     fn project_to_repair(&self, given: Option<(&str, &str)>) -> Result<Project, InspectError> {
-        let is_ours = |project: &Project| project.dir_name() == self.project();
         if let Some((host, key)) = given {
+            let is_ours = |project: &Project| project.dir_name() == self.project();
             let candidates = former_projects(key, host).map_err(|error| InspectError::Input(error.to_string()))?;
             return candidates.into_iter().find(is_ours).ok_or_else(|| {
                 InspectError::Input(format!(
@@ -78,12 +84,7 @@ impl QueueDir {
                 ))
             });
         }
-        let of_store = self.project_of_store();
-        let found = of_store.filter(is_ours).or_else(|| {
-            let others = queues(&self.project_dir()).unwrap_or_default();
-            others.iter().filter_map(Self::project_of_store).find(is_ours)
-        });
-        found.ok_or_else(|| {
+        self.project_by_name().ok_or_else(|| {
             InspectError::Input(format!(
                 "{} does not say any more whose events it contains; give the host and the key of its program (--host, \
                  --key); nothing was changed",

@@ -8,7 +8,7 @@ use super::owned::check_user;
 use crate::config::Config;
 use crate::queue::frame::hash_body;
 use crate::queue::journal::AppendError;
-use crate::queue::{self, Claim, Opened, Project, Queue, QueueOptions};
+use crate::queue::{Claim, Finding, Opened, Project, Queue, QueueOptions};
 use crate::sys::clock::Clock;
 use crate::sys::disk::Disk;
 use crate::sys::limits;
@@ -55,6 +55,7 @@ pub(super) struct Filling {
     disk: Disk,
     clock: Clock,
     dir: PathBuf,
+    findings: Vec<Finding>,
 }
 
 impl Filling {
@@ -73,13 +74,19 @@ impl Filling {
         };
         let opened = Queue::open(disk, &options, claim, clock.wall_nanos());
         let Opened { queue, findings, .. } = opened.map_err(|error| InspectError::queue(&dir, error))?;
-        let filling = Self { queue, disk: disk.clone(), clock, dir };
-        if let Some(queue::Finding::NotCheckpointed { error }) =
-            findings.into_iter().find(|finding| matches!(finding, queue::Finding::NotCheckpointed { .. }))
+        let mut filling = Self { queue, disk: disk.clone(), clock, dir, findings };
+        let failed = |finding: &Finding| matches!(finding, Finding::NotCheckpointed { .. });
+        if let Some(at) = filling.findings.iter().position(failed)
+            && let Finding::NotCheckpointed { error } = filling.findings.swap_remove(at)
         {
             return Err(InspectError::queue(&filling.dir, error));
         }
         Ok(filling)
+    }
+
+    /// What recovery found in the queue.
+    pub(super) fn findings(&self) -> &[Finding] {
+        &self.findings
     }
 
     pub(super) fn queue(&self) -> &Queue {

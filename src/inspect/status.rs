@@ -19,6 +19,11 @@ use crate::report::{DeliveryPhase, DropReason, LaneState, QueueMedium, Stats, St
 use crate::sys::clock::{Clock, WallNanos, elapsed, system_time};
 use crate::sys::disk::Disk;
 
+/// The note for people in a project's directory.
+const OWNER_NOTE: &str = "owner.txt";
+/// More of it is not read.
+const OWNER_NOTE_BYTES: u64 = 64 * 1024;
+
 /// How a queue is, at the moment at which it was read. [`verdict`](Self::verdict) judges it.
 ///
 /// What the owner says of itself (`delivery`, `fill_percent`, `rejecting`, `dropped`, `storage`, `medium`) is what it
@@ -39,8 +44,10 @@ pub struct QueueStatus {
     pub key: Option<String>,
     /// `analytics` or `ai`.
     pub lane: &'static str,
-    /// The number of the shard.
+    /// The number of the shard; 0 for the queue of an import.
     pub shard: u32,
+    /// Whether this is no shard but the queue of an import that is under way or was not finished: nothing of it is sent.
+    pub is_import: bool,
     /// When this was read.
     #[serde(rename = "read_at_timestamp_seconds", serialize_with = "timestamp")]
     pub read_at: SystemTime,
@@ -223,7 +230,8 @@ impl QueueDir {
         if let Some((host, key)) = self.identity() {
             return (Some(host), Some(crate::pipeline::abbreviated(&key)));
         }
-        let note = fs::read_to_string(self.project_dir().join("owner.txt")).unwrap_or_default();
+        let note = Disk::of_any_user().read(&self.project_dir().join(OWNER_NOTE), OWNER_NOTE_BYTES).unwrap_or_default();
+        let note = String::from_utf8_lossy(&note);
         let field = |name: &str| {
             let value = note.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?;
             Some(value.to_owned())
@@ -241,6 +249,7 @@ impl QueueStatus {
             key: None,
             lane: queue.lane(),
             shard: queue.number(),
+            is_import: queue.is_import(),
             read_at: system_time(now),
             newer_format: None,
             owner: None,

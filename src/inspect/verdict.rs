@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use super::status::QueueStatus;
+use super::status::{QueueOwner, QueueStatus};
 use crate::report::{HealthCause, HealthProblem, StorageMode};
 use crate::sys::clock::elapsed;
 use crate::sys::wording::{bytes, count, time};
@@ -52,7 +52,7 @@ pub enum QueueState {
 #[non_exhaustive]
 pub struct QueueFinding {
     /// Its kind: the name of a [`HealthCause`], or `no_owner`, `stopped`, `hangs`, `undescribed`, `damaged_files`,
-    /// `store_unreadable`, `crash_reports`, `newer_format`.
+    /// `store_unreadable`, `crash_reports`, `newer_format`, `importing`, `unfinished_import`.
     pub cause: &'static str,
     /// How a queue with this finding and no worse one is.
     pub state: QueueState,
@@ -112,6 +112,7 @@ impl QueueStatus {
                 format!("a newer version of this library wrote the queue (format {version})"),
                 "use the posthog-queue of that version",
             )],
+            (None, owner) if self.is_import => vec![self.finding_of_import(owner.as_ref())],
             (None, Some(_)) => self.findings_of_owner(),
             (None, None) => self.findings_without_owner(),
         };
@@ -119,6 +120,20 @@ impl QueueStatus {
         // Stable: findings of the same severity stay in the order in which they were found.
         findings.sort_by_key(|finding| std::cmp::Reverse(finding.state));
         QueueVerdict { state: findings.first().map_or(QueueState::Fine, |worst| worst.state), findings }
+    }
+
+    /// An import that is under way or was not finished. Nobody else uses its queue.
+    fn finding_of_import(&self, owner: Option<&QueueOwner>) -> QueueFinding {
+        let events = count(self.queued_events, "event");
+        if let Some(owner) = owner {
+            let process = owner.pid.map_or("a process".to_owned(), |pid| format!("process {pid}"));
+            let what = format!("{process} imports: {events} so far; nothing of it is sent before the import has ended");
+            return finding("importing", QueueState::Waiting, what, "");
+        }
+        let what = format!("an import was not finished: {events} of it are kept here and not sent");
+        let what = if self.queued_events == 1 { what.replace(" are kept", " is kept") } else { what };
+        let advice = format!("repeat the same import, which goes on, or give it up: remove {}", self.path.display());
+        finding("unfinished_import", QueueState::Stuck, what, advice)
     }
 
     fn findings_of_owner(&self) -> Vec<QueueFinding> {

@@ -131,3 +131,14 @@ fn damage_and_a_newer_format_are_said() {
     let crashed = QueueStatus { crash_reports: 2, ..closed() };
     assert_eq!(judged(&crashed), (QueueState::Waiting, "crash_reports"));
 }
+
+#[test]
+fn an_import_is_waited_for_while_it_runs_and_stuck_afterwards() {
+    let import = "/q/0123456789abcdef0123456789abcdef/importing";
+    let unfinished = QueueStatus { queued_events: 1, ..QueueStatus::for_test(Path::new(import), NOW) };
+    assert_eq!(judged(&unfinished), (QueueState::Stuck, "unfinished_import"));
+    let finding = &unfinished.verdict().findings[0];
+    assert!(finding.what.contains("1 event of it is kept") && finding.advice.contains(import), "{finding:?}");
+    let running = QueueStatus { owner: owned(|_| {}).owner, ..unfinished };
+    assert_eq!(judged(&running), (QueueState::Waiting, "importing"));
+}

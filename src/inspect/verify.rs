@@ -10,7 +10,7 @@ use super::error::{InspectError, owner_of};
 use super::places::QueueDir;
 use crate::crash;
 use crate::queue::{Facts, Page};
-use crate::sys::disk::Disk;
+use crate::sys::disk::{Disk, Entry};
 use crate::sys::wording;
 
 /// The result of [`QueueDir::verify`].
@@ -21,6 +21,8 @@ pub struct Verification {
     pub queue: PathBuf,
     /// Whether nothing is wrong with it.
     pub is_sound: bool,
+    /// Whether this is the queue of an import that is under way or was not finished.
+    pub is_import: bool,
     /// Whether a copy was verified, because a living process owns the queue.
     pub is_copy: bool,
     /// Events that wait and can be read: those in the store and those in the journal.
@@ -63,7 +65,7 @@ pub enum ProblemKind {
     /// Bytes are not what the library wrote. [`QueueDir::repair`] saves what can be read, and so does the next start of
     /// the queue's program.
     Damage,
-    /// A file has an owner or a mode with which the queue's program does not use it.
+    /// A file has an owner or a mode with which the queue's program does not use it, or is no regular file.
     Permissions,
 }
 
@@ -92,6 +94,9 @@ impl QueueDir {
         }
         self.check_reports(&disk, &mut verification)?;
         self.check_files(&mut verification)?;
+        if self.is_import() && !verification.is_copy {
+            verification.notes.push(self.why_unfinished());
+        }
         verification.is_sound = verification.problems.is_empty();
         Ok(verification)
     }
@@ -101,7 +106,8 @@ impl QueueDir {
             |path: PathBuf, what: String, lost_events| Problem { kind: ProblemKind::Damage, path, what, lost_events };
         let mut problems: Vec<_> =
             facts.bad.iter().map(|bad| damage(bad.path.clone(), bad.why.clone(), bad.lost)).collect();
-        if facts.page == Page::Damaged {
+        // The first owner of a blank directory may have died before it had written the page.
+        if facts.page == Page::Damaged && !self.is_blank() {
             let what = "it is no status page; the next owner makes a new one".to_owned();
             problems.push(damage(self.path().join("status"), what, None));
         }
@@ -125,6 +131,7 @@ impl QueueDir {
         Verification {
             queue: self.path().to_path_buf(),
             is_sound: false,
+            is_import: self.is_import(),
             is_copy,
             waiting_events: facts.events.saturating_add(facts.journal_events),
             journal_events: facts.journal_events,
@@ -139,7 +146,12 @@ impl QueueDir {
 
     fn check_reports(&self, disk: &Disk, verification: &mut Verification) -> Result<(), InspectError> {
         let dir = self.path().join(crash::DIR);
-        let reports = crash::erase::report_facts(disk, &dir).map_err(|source| InspectError::io(&dir, source))?;
+        let (reports, passed_over) =
+            crash::erase::report_facts(disk, &dir).map_err(|source| InspectError::io(&dir, source))?;
+        let note = |(path, why): (PathBuf, String)| {
+            format!("{}: {why}; the library passes it over, remove it if it is not needed", path.display())
+        };
+        verification.notes.extend(passed_over.into_iter().map(note));
         for report in reports {
             verification.crash_records = verification.crash_records.saturating_add(report.records.saturating_sub(1));
             if report.damaged_bytes > 0 {
@@ -173,7 +185,16 @@ impl QueueDir {
                 verification.notes.push(format!("{}: not a file of this library", path.display()));
                 continue;
             }
-            if name == crash::DIR {
+            let expected = if name == crash::DIR { Entry::Dir } else { Entry::File };
+            // A living owner may have removed it meanwhile.
+            let Ok(found) = Entry::at(&path) else { continue };
+            if found != expected {
+                let what = format!("it is {found}, not {expected}, so the library does not use it: remove it");
+                let kind = ProblemKind::Permissions;
+                verification.problems.push(Problem { kind, path, what, lost_events: None });
+                continue;
+            }
+            if expected == Entry::Dir {
                 paths.extend(fs::read_dir(&path).map_err(failed)?.flatten().map(|entry| entry.path()));
             }
             paths.push(path);

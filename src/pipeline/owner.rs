@@ -1,7 +1,8 @@
 //! `owner.txt`: a note in each project's directory that says, to a person, what the directory is and who made it.
 //!
-//! Nothing reads it. It is written once, when it is missing, and without it everything works the same, so a failure is
-//! ignored. It has no secret: of the key only the beginning.
+//! No program depends on it: `posthog-queue status` takes the host and the beginning of the key from it where a store
+//! does not tell them. It is written once, when it is missing, so a failure is ignored. It has no secret: of the key only
+//! the beginning.
 
 use std::path::Path;
 
@@ -55,7 +56,7 @@ fn note(project: &Project, program: &Path, now: WallNanos) -> String {
          another key or host, set POSTHOG_ADOPT_QUEUE to key@host of this directory, or call Config::adopt_queue. To\n\
          discard them, end the program and remove this directory.\n\
          \n\
-         This file is for people. No program reads it, and it may be removed.\n"
+         This file is for people; posthog-queue status may show what is in it. It may be removed.\n"
     )
 }
 

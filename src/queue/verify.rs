@@ -11,6 +11,7 @@ use super::reader::{Bad, Found, Reader};
 use super::status_page::StatusPage;
 use super::store::{self, Chunk, Ledger, Project, Row, State};
 use crate::sys::disk::Disk;
+use crate::sys::wording::{count, number};
 
 /// The state of the status page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -195,36 +196,43 @@ impl Reader {
         };
         let was_whole = facts.bad.is_empty();
         if state.ledger.imbalance() != 0 {
-            facts.add(bad(format!("the ledger does not balance: it is {} events off", state.ledger.imbalance())));
+            facts.add(bad(format!("the ledger does not balance: its sides differ by {}", state.ledger.imbalance())));
         }
         if facts.events < state.ledger.queued_events {
             let missing = state.ledger.queued_events - facts.events;
             facts.add(bad(format!(
-                "{} events wait according to the ledger, and {} can be read: {missing} are lost",
-                state.ledger.queued_events, facts.events
+                "the ledger counts {}, and {} can be read: {missing} lost",
+                count(state.ledger.queued_events, "waiting event"),
+                number(facts.events)
             )));
         } else if facts.events > state.ledger.queued_events {
             facts.add(bad(format!(
-                "{} events wait according to the ledger, and {} can be read",
-                state.ledger.queued_events, facts.events
+                "the ledger counts {}, and {} can be read",
+                count(state.ledger.queued_events, "waiting event"),
+                number(facts.events)
             )));
         }
         if was_whole && (facts.rows, facts.row_bytes) != (state.rows, state.ledger.queued_bytes) {
             facts.add(bad(format!(
-                "{} rows of {} bytes were read, and the ledger counts {} of {} bytes",
-                facts.rows, facts.row_bytes, state.rows, state.ledger.queued_bytes
+                "{} of {} were read, and the ledger counts {} of {}",
+                count(facts.rows, "row"),
+                count(facts.row_bytes, "byte"),
+                number(state.rows),
+                count(state.ledger.queued_bytes, "byte")
             )));
         }
         if let Some(counted) = self.rows().dead_bytes().filter(|counted| was_whole && *counted != facts.dead_bytes) {
-            facts.add(bad(format!("dead letters of {} bytes were read, and {counted} are counted", facts.dead_bytes)));
+            let read = count(facts.dead_bytes, "byte");
+            facts.add(bad(format!("dead letters of {read} were read, and the store counts {}", number(counted))));
         }
         if was_whole && facts.out_of_order > 0 {
-            facts.add(bad(format!("{} events have sequence numbers out of order", facts.out_of_order)));
+            facts.add(bad(format!("sequence numbers out of order: {}", count(facts.out_of_order, "event"))));
         }
         if facts.beyond_ledger > 0 {
             facts.add(bad(format!(
-                "{} events have sequence numbers above the {} that the ledger counts as accepted",
-                facts.beyond_ledger, state.ledger.accepted
+                "sequence numbers above the {} that the ledger counts as accepted: {}",
+                number(state.ledger.accepted),
+                count(facts.beyond_ledger, "event")
             )));
         }
     }

@@ -52,7 +52,7 @@ impl Ran {
 
 pub(crate) fn command(dir: &Path, words: &str) -> Command {
     let mut command = sink::command(env!("CARGO_BIN_EXE_posthog-queue"));
-    command.args(words.split(' ')).arg(dir);
+    command.args(words.split(' ')).arg(dir).env("POSTHOG_PROXY", "none");
     command
 }
 
@@ -106,6 +106,13 @@ pub(crate) fn work_and_die(place: &Place) {
     for n in WAITING - 100..WAITING {
         must_take(&client, || Event::new("tick", user(n)).prop("n", n));
     }
+    raise(Signal::SIGKILL).unwrap();
+}
+
+/// Leaves so many waiting events in the journal, and kills itself.
+pub(crate) fn capture_and_die(place: &Place, count: u64) {
+    let client = Client::new(quiet(place).proxy("http://127.0.0.1:9")).unwrap();
+    (0..count).for_each(|n| must_take(&client, || Event::new("tick", user(n)).prop("n", n)));
     raise(Signal::SIGKILL).unwrap();
 }
 
@@ -352,6 +359,8 @@ fn damage_of_the_journal_costs_what_verify_says() {
             for (what, harm) in harms {
                 let (queue, shard) = copy_of(fixture, "copy");
                 harm(&arena_in_use(&shard));
+                let text = tool(&queue, "verify").out;
+                assert!(text.contains(&format!("posthog-queue repair {}\n", shard.display())), "{what}: {text}");
                 let (_, lost) = must_be_repaired(&fixture.host, &queue, what);
                 assert_eq!(lost == 0, what == "a damaged page", "{what}");
             }
@@ -532,4 +541,245 @@ fn another_user_is_told_whose_queue_it_is() {
             }
         },
     );
+}
+
+#[test]
+fn what_was_lost_before_a_change_is_counted_and_said() {
+    apart_to_death(
+        refusing,
+        |place| {
+            capture_and_die(place, 200);
+        },
+        |fixture| {
+            fixture.sink.default_answer(Answer::ok());
+            for words in ["drain", "dead retry", "dead discard --yes", "forget --yes --distinct-id nobody"] {
+                let (queue, shard) = copy_of(fixture, "copy");
+                flip(&arena_in_use(&shard), 4096 + 40);
+                let lost = tool(&queue, "verify --json").one()["lost_events"].clone();
+                assert!(lost.as_u64() > Some(0), "{lost}");
+                let ran = tool(&queue, &format!("{words} --json"));
+                assert_eq!(ran.code, Some(1), "{words}: {ran:?}");
+                let line = ran.one();
+                let found = if words == "drain" { &line["progress"] } else { &line };
+                assert_eq!(found["lost_events"], lost, "{words}: {line}");
+                assert!(!found["notes"].as_array().unwrap().is_empty(), "{words}: {line}");
+                let again = tool(&queue, words);
+                assert_eq!(again.code, Some(0), "it is said once: {again:?}");
+
+                let (queue, shard) = copy_of(fixture, "copy");
+                flip(&arena_in_use(&shard), 4096 + 40);
+                let text = tool(&queue, words).out;
+                assert!(text.contains("lost") && text.contains("Found: "), "{words}: {text}");
+                assert!(!text.contains("nothing is left"), "{words}: {text}");
+            }
+        },
+    );
+}
+
+#[test]
+fn a_drain_of_a_store_that_was_cut_says_what_was_lost() {
+    apart_to_death(
+        refusing,
+        |place| {
+            work_and_die(place);
+        },
+        |fixture| {
+            fixture.sink.default_answer(Answer::ok());
+            assert_eq!(tool(&fixture.queue, "dead discard --yes").code, Some(0));
+            // A store beside it still says whose events they are.
+            let file = fixture.folder().join("one.jsonl");
+            fs::write(&file, "{\"event\":\"tick\",\"distinct_id\":\"a\"}\n").unwrap();
+            let import = format!("import {} --host {} --key {KEY}", file.display(), fixture.host);
+            assert_eq!(tool(&fixture.queue, &import).code, Some(0));
+            let store = fixture.shards()[0].join("queue.redb");
+            let len = fs::metadata(&store).unwrap().len();
+            fs::File::options().write(true).open(&store).unwrap().set_len(len / 3 * 2).unwrap();
+            let lost = tool(&fixture.shards()[0], "verify --json").one()["lost_events"].clone();
+            let ran = tool(&fixture.queue, "drain --json");
+            let progress = &ran.one()["progress"];
+            assert_eq!((ran.code, &progress["lost_events"]), (Some(1), &lost), "{ran:?}");
+            let delivered = progress["delivered"].as_u64().unwrap();
+            assert!(lost.as_u64() > Some(0) && delivered + lost.as_u64().unwrap() == WAITING + 1, "{ran:?}");
+        },
+    );
+}
+
+#[test]
+fn a_shard_whose_first_owner_made_no_store_stops_nothing() {
+    apart_to_death(
+        refusing,
+        |place| {
+            capture_and_die(place, 40);
+        },
+        |fixture| {
+            fixture.sink.default_answer(Answer::ok());
+            let blank = fixture.shards()[0].with_file_name("shard-1");
+            fs::create_dir(&blank).unwrap();
+            fs::write(blank.join("lock"), "").unwrap();
+            fs::write(blank.join("status"), [0; 64]).unwrap();
+            for words in [
+                "verify",
+                "repair",
+                "dead list",
+                "dead retry",
+                "dead discard --yes",
+                "forget --yes --distinct-id nobody",
+                "repair --force",
+                "drain",
+            ] {
+                let ran = tool(&fixture.queue, words);
+                assert_eq!(ran.code, Some(0), "{words}: {ran:?}");
+                // Delivery takes it as a new one.
+                assert!(!blank.join("queue.redb").exists() || words == "drain", "{words} has made a store");
+            }
+            assert_eq!(fixture.sink.unique().len(), 40);
+        },
+    );
+}
+
+#[test]
+fn one_bad_shard_is_named_and_stops_no_other() {
+    apart_to_death(
+        refusing,
+        |place| {
+            capture_and_die(place, 40);
+        },
+        |fixture| {
+            fixture.sink.default_answer(Answer::ok());
+            let bad = fixture.shards()[0].with_file_name("shard-1");
+            fs::create_dir(&bad).unwrap();
+            fs::write(bad.join("queue.redb"), "no store").unwrap();
+            make_pipe(&bad.join("lock"));
+            for words in ["dead list", "dead retry", "forget --yes --distinct-id user-3@example.org", "drain"] {
+                let ran = ends(&fixture.queue, words);
+                assert_eq!(ran.code, Some(2), "{words}: {ran:?}");
+                assert!(ran.err.contains("shard-1"), "{words}: {ran:?}");
+                assert!(ran.out.contains("shard-0") || words == "drain", "{words}: {ran:?}");
+            }
+            assert_eq!(fixture.sink.unique().len(), 36, "the others are delivered, and the person's are gone");
+        },
+    );
+}
+
+fn make_pipe(path: &Path) {
+    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+/// Runs the command, and fails if it waits for ever.
+fn ends(dir: &Path, words: &str) -> Ran {
+    use std::process::Stdio;
+    let mut child =
+        command(dir, words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while child.try_wait().unwrap().is_none() {
+        if std::time::Instant::now() > deadline {
+            child.kill().unwrap();
+            panic!("{words} does not end");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Ran { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+}
+
+#[test]
+fn what_is_no_regular_file_is_named_and_stepped_over() {
+    apart_to_death(
+        refusing,
+        |place| {
+            capture_and_die(place, 40);
+        },
+        |fixture| {
+            let shard = fixture.shards()[0].clone();
+            let outside = fixture.folder().join("outside");
+            fs::write(&outside, user(3)).unwrap();
+            let crash = shard.join("crash");
+            fs::create_dir_all(&crash).unwrap();
+            let report = |n: u8| crash.join(format!("{n}aaabb792392c8b7ea3452e1a603f5c6-1.phx"));
+            let link = |path: &Path| std::os::unix::fs::symlink(&outside, path).unwrap();
+            make_pipe(&report(1));
+            link(&report(2));
+            make_pipe(&shard.join("notes"));
+            link(&shard.join("damaged-5"));
+            let note = shard.with_file_name("owner.txt");
+            let _ = fs::remove_file(&note);
+            make_pipe(&note);
+            let status = ends(&fixture.queue, "status --json --no-rates").one();
+            assert_eq!(status["queued_events"], 40, "{status}");
+            let verify = ends(&fixture.queue, "verify --json");
+            let notes = verify.one()["notes"].to_string();
+            assert_eq!((verify.code, &verify.one()["is_sound"]), (Some(0), &true.into()), "{verify:?}");
+            assert!(notes.contains("it is a pipe") && notes.contains("it is a symbolic link"), "{notes}");
+            assert!(ends(&fixture.queue, "repair").out.starts_with("Nothing to repair"));
+            let words = format!("forget --yes --json --distinct-id {}", user(3));
+            let ran = ends(&fixture.queue, &words);
+            let line = ran.one();
+            assert_eq!((ran.code, &line["events"]), (Some(1), &4.into()), "{ran:?}");
+            let files = line["not_reached"].as_array().unwrap();
+            assert_eq!(files.len(), 4, "{line}");
+            for file in files {
+                let why = file["why"].as_str().unwrap();
+                assert!(file["contains_id"].is_null() && why.contains("not a regular file"), "{file}");
+            }
+            assert_eq!(fs::read_to_string(&outside).unwrap(), user(3));
+
+            fs::remove_file(shard.join("notes")).unwrap();
+            let _ = fs::remove_file(shard.join("breadcrumbs"));
+            link(&shard.join("breadcrumbs"));
+            let verify = ends(&fixture.queue, "verify --json");
+            assert_eq!(
+                (verify.code, &verify.one()["problems"][0]["kind"]),
+                (Some(1), &"permissions".into()),
+                "{verify:?}"
+            );
+        },
+    );
+}
+
+#[test]
+fn a_drain_without_time_sends_nothing() {
+    apart_to_death(
+        Fixture::new,
+        |place| {
+            capture_and_die(place, 40);
+        },
+        |fixture| {
+            let ran = tool(&fixture.queue, "drain --timeout 0s --json");
+            let line = ran.one();
+            assert_eq!(
+                (ran.code, &line["ended"], &line["remaining"]),
+                (Some(1), &"timeout".into(), &40.into()),
+                "{ran:?}"
+            );
+            let text = tool(&fixture.queue, "drain --timeout 0s").out;
+            assert!(text.contains("40 events are left"), "{text}");
+            assert!(fixture.sink.requests().is_empty());
+            assert_eq!(tool(&fixture.queue, "drain").code, Some(0));
+            assert_eq!(fixture.sink.unique().len(), 40);
+        },
+    );
+}
+
+#[test]
+fn options_that_match_no_queue_are_named_with_what_there_is() {
+    let fixture = Fixture::new();
+    let client = fixture.client();
+    let owned = tool(&fixture.queue, "drain");
+    crate::fixture::take(&client, "tick");
+    let busy = tool(&fixture.queue, "drain");
+    let holder = format!("process {} has the queues", std::process::id());
+    assert!(owned.out.contains(&holder) && busy.out.contains(&holder), "{owned:?} {busy:?}");
+    crate::fixture::close_empty(&client);
+    drop(client);
+    let project = fixture.shards()[0].parent().unwrap().file_name().unwrap().to_string_lossy().into_owned();
+    let commands =
+        ["status", "verify", "repair", "dead list", "dead retry", "forget --distinct-id x", "drain", "list", "metrics"];
+    for words in commands {
+        let ran = tool(&fixture.queue, &format!("{words} --project ffff --lane ai"));
+        assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{words}: {ran:?}");
+        assert!(ran.err.contains("--project ffff --lane ai") && ran.err.contains(&project[..8]), "{words}: {ran:?}");
+    }
+    let help = sink::command(env!("CARGO_BIN_EXE_posthog-queue")).args(["drain", "--help"]).output().unwrap();
+    assert!(String::from_utf8(help.stdout).unwrap().contains("Only with --host"));
 }

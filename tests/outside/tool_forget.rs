@@ -14,7 +14,7 @@ use sink::Answer;
 use uuid::Uuid;
 
 use crate::apart::apart_to_death;
-use crate::fixture::{Fixture, PATIENCE, Place, accepted, eventually};
+use crate::fixture::{Fixture, KEY, PATIENCE, Place, accepted, eventually};
 use crate::tool_fix::{
     DEAD, USERS, WAITING, bytes_of, command, copy_of, delivering, must_take, quiet, refusing, tool, user, work_and_die,
 };
@@ -225,6 +225,23 @@ fn dead_letters_are_grouped_retried_and_discarded() {
     );
 }
 
+/// Runs the command on copies of the queue, each time killed in a later part of it, and passes on what `verify` finds.
+fn killed_in_each_part(fixture: &Fixture, words: &str, judge: &dyn Fn(&Value)) {
+    let (queue, _) = copy_of(fixture, "copy");
+    let began = Instant::now();
+    assert_eq!(tool(&queue, words).code, Some(0));
+    // How long it takes decides only how many of the kills hit something.
+    let takes = began.elapsed();
+    for round in 0..24 {
+        let (queue, _) = copy_of(fixture, "copy");
+        let mut child = command(&queue, words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(takes * round / 24);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        judge(&tool(&queue, "verify --json").one());
+    }
+}
+
 #[test]
 fn retry_killed_at_any_moment_loses_no_dead_letter() {
     apart_to_death(
@@ -233,22 +250,10 @@ fn retry_killed_at_any_moment_loses_no_dead_letter() {
             work_and_die(place);
         },
         |fixture| {
-            let (queue, _) = copy_of(fixture, "copy");
-            let began = Instant::now();
-            assert_eq!(tool(&queue, "dead retry").code, Some(0));
-            // How long it takes decides only how many of the kills hit something.
-            let takes = began.elapsed();
-            for round in 0..24 {
-                let (queue, _) = copy_of(fixture, "copy");
-                let mut child =
-                    command(&queue, "dead retry").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-                std::thread::sleep(takes * round / 24);
-                child.kill().unwrap();
-                child.wait().unwrap();
-                let line = tool(&queue, "verify --json").one();
-                let there = number(&line, "waiting_events") + number(&line, "dead_letters");
+            killed_in_each_part(fixture, "dead retry", &|line| {
+                let there = number(line, "waiting_events") + number(line, "dead_letters");
                 assert!(line["is_sound"] == true && there >= WAITING + DEAD, "{line}");
-            }
+            });
             assert_eq!(tool(&fixture.queue, "dead retry").code, Some(0));
             let line = tool(&fixture.queue, "verify --json").one();
             assert_eq!((&line["is_sound"], number(&line, "dead_letters")), (&true.into(), 0), "{line}");
@@ -261,6 +266,91 @@ fn retry_killed_at_any_moment_loses_no_dead_letter() {
             });
         },
     );
+}
+
+#[test]
+fn discard_killed_at_any_moment_loses_no_waiting_event() {
+    apart_to_death(
+        refusing,
+        |place| {
+            work_and_die(place);
+        },
+        |fixture| {
+            killed_in_each_part(fixture, "dead discard --yes", &|line| {
+                let dead = number(line, "dead_letters");
+                assert!(line["is_sound"] == true && [0, DEAD].contains(&dead), "{line}");
+                assert_eq!(number(line, "waiting_events"), WAITING, "{line}");
+            });
+        },
+    );
+}
+
+#[test]
+fn a_drain_to_another_project_says_that_dead_letters_stay() {
+    apart_to_death(
+        refusing,
+        |place| {
+            work_and_die(place);
+        },
+        |fixture| {
+            fixture.sink.default_answer(Answer::ok());
+            let words = format!("drain --yes --host {} --key phc_other", fixture.host);
+            // The second time there is nothing else.
+            for round in 0..2 {
+                let ran = tool(&fixture.queue, &format!("{words} --json"));
+                let old = &ran.json()[0];
+                assert_eq!((ran.code, number(old, "dead_letters")), (Some(1), DEAD), "round {round}: {ran:?}");
+                assert_eq!(old["ended"], "left", "{old}");
+            }
+            assert_eq!(fixture.sink.unique().len() as u64, WAITING);
+            let text = tool(&fixture.queue, &words).out;
+            assert!(text.contains("12 dead letters left") && text.contains("posthog-queue dead list /"), "{text}");
+            assert_eq!(tool(&fixture.queue, "dead discard --yes").code, Some(0));
+            assert_eq!(tool(&fixture.queue, &words).code, Some(0));
+        },
+    );
+}
+
+#[test]
+fn an_unfinished_import_is_shown_and_a_person_in_it_forgotten() {
+    let fixture = Fixture::new();
+    let file = fixture.folder().join("events.jsonl");
+    let events = |count| -> String {
+        (0..count).map(|n| format!("{{\"event\":\"tick\",\"distinct_id\":\"{}\"}}\n", user(n))).collect()
+    };
+    fs::write(&file, events(20) + "no event\n").unwrap();
+    let import = format!("import {} --host {} --key {KEY}", file.display(), fixture.host);
+    assert_eq!(tool(&fixture.queue, &import).code, Some(2));
+
+    let status = tool(&fixture.queue, "status --json --no-rates");
+    let line = status.one();
+    assert_eq!(
+        (status.code, &line["is_import"], number(&line, "queued_events")),
+        (Some(1), &true.into(), 20),
+        "{line}"
+    );
+    assert_eq!(line["verdict"]["findings"][0]["cause"], "unfinished_import", "{line}");
+    let text = tool(&fixture.queue, "status --no-rates").out;
+    assert!(text.contains("importing stuck: unfinished import") && text.contains("-> repeat the same"), "{text}");
+    let line = tool(&fixture.queue, "verify --json").one();
+    assert_eq!((&line["is_sound"], number(&line, "waiting_events")), (&true.into(), 20), "{line}");
+    assert!(line["notes"].to_string().contains("repeat the same import"), "{line}");
+    let drained = tool(&fixture.queue, "drain --json");
+    assert_eq!(drained.code, Some(1), "{drained:?}");
+    assert!(drained.one()["unfinished_imports"][0].as_str().unwrap().ends_with("/importing"), "{drained:?}");
+
+    let gone = user(3);
+    assert!(!files_with(&fixture.queue, &gone).is_empty());
+    let words = format!("forget --json --yes --distinct-id {gone}");
+    let ran = tool(&fixture.queue, &words);
+    assert_eq!((ran.code, number(&ran.one(), "events")), (Some(0), 2), "{ran:?}");
+    assert_eq!(files_with(&fixture.queue, &gone), [""; 0]);
+    assert!(tool(&fixture.queue, &words.replace(" --json", "")).out.contains("its file brings the person back"));
+
+    fs::write(&file, events(20)).unwrap();
+    let again = tool(&fixture.queue, &format!("{import} --json"));
+    assert_eq!((again.code, number(&again.one(), "events")), (Some(0), 20), "{again:?}");
+    assert_eq!(tool(&fixture.queue, "status --no-rates").code, Some(0));
 }
 
 #[test]

@@ -371,3 +371,17 @@ fn metrics_replace_a_file_that_everybody_may_read() {
     assert!(ran.code == Some(2) && ran.error.contains("it was not changed"), "{ran:?}");
     drop(client);
 }
+
+#[test]
+fn queues_of_two_projects_are_told_apart() {
+    let fixture = Fixture::new();
+    for key in ["phc_one", "phc_two"] {
+        let client = Client::new(fixture.config_for(key)).unwrap();
+        crate::fixture::close_empty(&client);
+    }
+    let text = tool(&["status", "--no-rates"], &fixture.queue).out;
+    for shard in fixture.shards() {
+        let project = shard.parent().unwrap().file_name().unwrap().to_string_lossy().into_owned();
+        assert!(text.contains(&format!("\n{}/shard-0\n", &project[..8])), "{text}");
+    }
+}

@@ -77,7 +77,7 @@ fn advise(failure: &(dyn std::error::Error + 'static), output: &mut Output) {
 }
 
 /// The argument as a shell reads it back.
-fn quoted(arg: &str) -> String {
+pub(crate) fn quoted(arg: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
     let needs_none = !arg.is_empty() && arg.chars().all(is_plain);
     if needs_none { arg.to_owned() } else { format!("'{}'", arg.replace('\'', "'\\''")) }

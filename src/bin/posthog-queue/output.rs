@@ -265,3 +265,8 @@ pub(crate) fn count(quantity: u64, noun: &str) -> String {
     let plural = if quantity == 1 { "" } else { "s" };
     format!("{text} {noun}{plural}")
 }
+
+/// `1 event is`, `62,763 events are`.
+pub(crate) fn are(quantity: u64) -> String {
+    format!("{} {}", count(quantity, "event"), if quantity == 1 { "is" } else { "are" })
+}

@@ -1,6 +1,7 @@
 //! Which queues a command is about.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use posthog::inspect::{self, InspectError, QueueDir};
@@ -38,11 +39,43 @@ impl Target {
     /// The queues; at least one.
     pub(crate) fn queues(&self) -> Result<Vec<QueueDir>, InspectError> {
         let dir = self.dir()?;
-        let mut found = inspect::queues(&dir)?;
-        found.retain(|queue| {
+        self.chosen(inspect::queues(&dir)?, &dir)
+    }
+
+    /// The queues and those of imports that are not finished; at least one.
+    pub(crate) fn queues_and_imports(&self) -> Result<Vec<QueueDir>, InspectError> {
+        let dir = self.dir()?;
+        self.chosen(inspect::queues_and_imports(&dir)?, &dir)
+    }
+
+    /// Those that `--project` and `--lane` choose.
+    fn chosen(&self, all: Vec<QueueDir>, dir: &Path) -> Result<Vec<QueueDir>, InspectError> {
+        let is_chosen = |queue: &&QueueDir| {
             let is_of = |wanted: &String| queue.project().starts_with(&wanted.to_ascii_lowercase());
             self.project.as_ref().is_none_or(is_of) && self.lane.as_ref().is_none_or(|lane| queue.lane() == lane)
-        });
-        if found.is_empty() { Err(InspectError::NotAQueue { path: dir }) } else { Ok(found) }
+        };
+        let chosen: Vec<_> = all.iter().filter(is_chosen).cloned().collect();
+        if !chosen.is_empty() {
+            return Ok(chosen);
+        }
+        let options = [("--project", &self.project), ("--lane", &self.lane)].into_iter();
+        let options: Vec<_> = options.filter_map(|(name, value)| Some(format!("{name} {}", value.as_ref()?))).collect();
+        let there: BTreeSet<_> =
+            all.iter().map(|queue| format!("{} (lane {})", shortened(queue.project()), queue.lane())).collect();
+        let there: Vec<_> = there.into_iter().take(NAMED_MOST).collect();
+        Err(InspectError::Input(format!(
+            "no queue below {} matches {}; there are queues of project {}",
+            dir.display(),
+            options.join(" "),
+            there.join(", ")
+        )))
     }
+}
+
+/// Projects that an error names.
+const NAMED_MOST: usize = 10;
+
+/// The beginning of a project's name, as `--project` takes it.
+pub(crate) fn shortened(project: &str) -> &str {
+    project.get(..8).unwrap_or(project)
 }

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use nix::libc;
 
@@ -53,6 +54,10 @@ pub(crate) enum Open {
     /// Created if missing.
     EnsureExists,
 }
+
+/// How often, and how long apart, a lock is tried again that somebody holds who only asks for its owner.
+const ASKED_MOST: u32 = 20;
+const ASKING: Duration = Duration::from_millis(1);
 
 /// An open file with the name and the identity that it had when it was opened.
 #[derive(Debug)]
@@ -294,6 +299,34 @@ impl DiskFile {
         })
     }
 
+    /// Takes a shared lock without waiting; `false` if another process holds an exclusive one.
+    fn try_lock_shared(&self) -> io::Result<bool> {
+        self.disk.guarded(Op::Lock, &self.path, 0, || match self.file.try_lock_shared() {
+            Ok(()) => Ok(true),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(false),
+            Err(std::fs::TryLockError::Error(error)) => Err(error),
+        })
+    }
+
+    /// [`try_lock`](Self::try_lock) that waits for processes that only ask who holds the lock ([`Disk::is_locked`]).
+    fn try_lock_for_good(&self) -> io::Result<bool> {
+        if self.try_lock()? {
+            return Ok(true);
+        }
+        for _ in 0..ASKED_MOST {
+            // An owner's lock excludes a shared one, that of somebody who asks does not.
+            if !self.try_lock_shared()? {
+                return Ok(false);
+            }
+            // The shared lock ends with this, also if it fails.
+            if self.try_lock()? {
+                return Ok(true);
+            }
+            std::thread::sleep(ASKING);
+        }
+        Ok(false)
+    }
+
     /// Whether the name that it was opened by was removed. Further names, such as hard links of a backup, do not count:
     /// nobody opens the queue by them.
     pub(crate) fn is_unlinked(&self) -> io::Result<bool> {
@@ -406,12 +439,36 @@ impl Disk {
         })
     }
 
+    /// The bytes of a file, at most so many.
+    pub(crate) fn read(&self, path: &Path, most: u64) -> io::Result<Vec<u8>> {
+        let file = self.open(path, Open::ReadOnly)?;
+        let mut bytes = vec![0; usize::try_from(file.len()?.min(most)).unwrap_or(0)];
+        file.read_exact_at(0, &mut bytes)?;
+        Ok(bytes)
+    }
+
     /// Opens a file and locks it; `None` if the lock is held.
     pub(crate) fn open_locked(&self, path: &Path, how: Open) -> io::Result<Option<Lock>> {
+        let lock = self.open_to_lock(path, how)?;
+        Ok(lock.file.try_lock_for_good()?.then_some(lock))
+    }
+
+    /// Whether a process holds the lock of a file.
+    ///
+    /// The system cannot be asked that: `F_GETLK` and `F_OFD_GETLK` see only locks of `fcntl`, and its list of locks
+    /// (`/proc/locks`) leaves out those of other containers. So a shared lock is taken for a moment, for which
+    /// [`open_locked`](Self::open_locked) waits, so that nobody takes it for an owner.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn is_locked(&self, path: &Path) -> io::Result<bool> {
+        Ok(!self.open_to_lock(path, Open::ReadOnly)?.file.try_lock_shared()?)
+    }
+
+    /// Not locked yet.
+    fn open_to_lock(&self, path: &Path, how: Open) -> io::Result<Lock> {
         // A child forked between the two would inherit the descriptor, and with it the lock as soon as that is taken.
         let opened = fork::without_fork(|| self.open(path, how).map(|file| (file.close_in_child(), file)));
         let (in_child, file) = opened?;
-        Ok(file.try_lock()?.then_some(Lock { in_child, file }))
+        Ok(Lock { in_child, file })
     }
 }
 

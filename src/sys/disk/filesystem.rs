@@ -83,6 +83,50 @@ pub(super) fn space(path: &Path) -> io::Result<(u64, u64)> {
     Ok((bytes(stat.blocks_available()), bytes(stat.blocks())))
 }
 
+/// What a name stands for. Only regular files are read and written ([`Disk::open`](super::Disk::open)): a link may lead
+/// anywhere, and a pipe or a device may wait for ever.
+#[cfg(feature = "inspect")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entry {
+    File,
+    Dir,
+    Link,
+    Pipe,
+    Socket,
+    Device,
+}
+
+#[cfg(feature = "inspect")]
+impl Entry {
+    /// What is at the path itself: a link is not followed.
+    pub(crate) fn at(path: &Path) -> io::Result<Self> {
+        use std::os::unix::fs::FileTypeExt;
+        let kind = std::fs::symlink_metadata(path)?.file_type();
+        Ok(match kind {
+            kind if kind.is_file() => Self::File,
+            kind if kind.is_dir() => Self::Dir,
+            kind if kind.is_symlink() => Self::Link,
+            kind if kind.is_fifo() => Self::Pipe,
+            kind if kind.is_socket() => Self::Socket,
+            _ => Self::Device,
+        })
+    }
+}
+
+#[cfg(feature = "inspect")]
+impl std::fmt::Display for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Entry::File => "a regular file",
+            Entry::Dir => "a directory",
+            Entry::Link => "a symbolic link",
+            Entry::Pipe => "a pipe",
+            Entry::Socket => "a socket",
+            Entry::Device => "a device",
+        })
+    }
+}
+
 const ROOT: u32 = 0;
 const GROUP_WRITES: u32 = 0o020;
 const OTHERS_WRITE: u32 = 0o002;

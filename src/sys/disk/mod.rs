@@ -39,6 +39,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub(crate) use file::{DiskFile, Home, Lock, Name, Open};
+#[cfg(feature = "inspect")]
+pub(crate) use filesystem::Entry;
 pub(crate) use filesystem::{FileSystem, exposed_above};
 #[cfg(any(test, feature = "inspect"))]
 pub(crate) use gate::{Call, Gate, Verdict};

@@ -138,3 +138,29 @@ fn a_new_directory_and_its_new_parents_have_durable_names() {
         assert_eq!(*synced.0.lock().unwrap(), expected);
     }
 }
+
+#[test]
+#[cfg(feature = "inspect")]
+fn who_asks_for_the_owner_of_a_lock_does_not_keep_it_from_anybody() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lock");
+    let lock = Disk::default().open_locked(&path, Open::EnsureExists).unwrap().unwrap();
+    assert!(Disk::default().is_locked(&path).unwrap());
+    drop(lock);
+    assert!(!Disk::default().is_locked(&path).unwrap());
+
+    // Somebody asks, and has the answer while the lock is tried for the fourth time.
+    let asking = std::fs::File::open(&path).unwrap();
+    asking.try_lock_shared().unwrap();
+    let asking = std::sync::Mutex::new(Some(asking));
+    let disk = Disk::gated(fail_when(move |call, count| {
+        if call.op == Op::Lock && count == 4 {
+            asking.lock().unwrap().take();
+        }
+        None
+    }));
+    assert!(disk.open_locked(&path, Open::EnsureExists).unwrap().is_some());
+    let forever = std::fs::File::open(&path).unwrap();
+    forever.try_lock_shared().unwrap();
+    assert!(Disk::default().open_locked(&path, Open::EnsureExists).unwrap().is_none());
+}

@@ -7,7 +7,7 @@ use clap::{Args as ClapArgs, Subcommand};
 use posthog::inspect::{DeadChange, DeadFilter, DeadGroup, DeadLetters, InspectError, QueueDir};
 use serde::Serialize;
 
-use crate::output::{Output, Tone, count};
+use crate::output::{Output, Tone, are, count};
 use crate::target::Target;
 use crate::{Failure, Verdict};
 
@@ -139,13 +139,17 @@ fn retry(chosen: &Chosen, output: &mut Output) -> Result<Verdict, Failure> {
 }
 
 fn discard(chosen: &Chosen, output: &mut Output) -> Result<Verdict, Failure> {
-    let mut meant = 0;
+    let (mut meant, mut is_known) = (0, true);
     for queue in chosen.target.queues()? {
-        let found = queue.dead_letters(&chosen.scratch, &chosen.filter())?;
-        meant += found.groups.iter().map(|group| group.events).sum::<u64>();
+        match queue.dead_letters(&chosen.scratch, &chosen.filter()) {
+            Ok(found) => meant += found.groups.iter().map(|group| group.events).sum::<u64>(),
+            // It is named when it is opened.
+            Err(_) => is_known = false,
+        }
     }
-    let question = format!("Remove {} for good?", count(meant, "dead letter"));
-    if meant > 0 && !output.confirm(&question)? {
+    let more = if is_known { "" } else { ", and those of queues that cannot be read now" };
+    let question = format!("Remove {}{more} for good?", count(meant, "dead letter"));
+    if (meant > 0 || !is_known) && !output.confirm(&question)? {
         output.note("Nothing was changed.");
         return Ok(Verdict::CouldNot);
     }
@@ -171,7 +175,8 @@ fn change(
                 continue;
             }
         };
-        worst = worst.max(if change.left > 0 { Verdict::Found } else { Verdict::Fine });
+        let is_whole = change.left == 0 && change.lost_events == 0 && change.notes.is_empty();
+        worst = worst.max(if is_whole { Verdict::Fine } else { Verdict::Found });
         if output.is_json() {
             output.json(&ChangeLine { queue: queue.path().into(), action, change: &change })?;
             continue;
@@ -180,6 +185,12 @@ fn change(
         if change.left > 0 {
             output
                 .line(format!("  {} left: they cannot be read, or did not fit.", count(change.left, "dead letter")))?;
+        }
+        if change.lost_events > 0 {
+            output.line(format!(
+                "  {}",
+                output.toned(Tone::Bad, &format!("{} lost to damage.", are(change.lost_events)))
+            ))?;
         }
         for note in &change.notes {
             output.line(format!("  Found: {note}"))?;

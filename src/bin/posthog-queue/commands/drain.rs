@@ -1,5 +1,7 @@
 //! `drain`: delivers queues that no process has.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,20 +11,22 @@ use posthog::Config;
 use posthog::inspect::{self, Drain, DrainProgress, InspectError, QueueDir};
 use serde::Serialize;
 
+use super::status::text_of;
 use crate::events::{Scratch, duration, events, number};
-use crate::output::{Output, Progress, Tone, Unit};
-use crate::target::Target;
-use crate::{Failure, Verdict};
+use crate::output::{Output, Progress, Tone, Unit, are, count};
+use crate::target::{Target, shortened};
+use crate::{Failure, Verdict, quoted};
 
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "\
+#[command(mut_arg("lane", |lane| lane.help("Only with --host: move only the queues of this lane")), after_help = "\
 Delivers whole projects: all their queues that no process has, of both lanes, with the library's own retries, and crash \
 reports that wait beside them. Proxy, certificates and other settings are those of the environment (POSTHOG_PROXY, \
 POSTHOG_CA_CERTIFICATE). May be stopped at any moment (Ctrl-C) and repeated; no event is lost.
 
-Ends with status 0 when all is delivered, and with 1 when something is left: dead letters, events that PostHog rejects, \
-queues of other processes, or at --timeout. Without --timeout it also ends when PostHog refuses the key or the quota is \
-used up.")]
+Ends with status 0 when all is delivered, and with 1 when something is left or was lost: dead letters (with --host also \
+those of the old project, which are not moved), events that PostHog rejects, queues of other processes, imports that \
+were not finished, damage, or at --timeout. With --timeout 0s nothing is sent. Without --timeout it also ends when \
+PostHog refuses the key or the quota is used up.")]
 pub(crate) struct Args {
     #[command(flatten)]
     target: Target,
@@ -70,10 +74,58 @@ struct Drained {
     ended: Ended,
     /// Events that were moved here from another project.
     moved: u64,
+    /// Events that wait in queues that no process has.
+    remaining: u64,
     /// Dead letters in the queues, whenever PostHog rejected them.
     dead_letters: u64,
+    /// Of imports that were not finished. Nothing of them is sent.
+    unfinished_imports: Vec<PathBuf>,
+    /// The processes that have the queues, as far as they are known, if that is why nothing was delivered.
+    owner_pids: Vec<u32>,
     /// `None` if no queue was opened.
     progress: Option<DrainProgress>,
+    #[serde(skip)]
+    dir: PathBuf,
+    /// Why a queue could not be examined. The others were delivered all the same.
+    #[serde(skip)]
+    failures: BTreeSet<String>,
+}
+
+impl Drained {
+    /// Nothing was done yet. All queues are of one project.
+    fn of(queues: &[&QueueDir]) -> Self {
+        let imports = queues.iter().filter(|queue| queue.is_import());
+        let unfinished = imports.filter(|import| import.owner().is_ok_and(|owner| owner.is_none()));
+        let first = queues.first();
+        Self {
+            project: first.map(|queue| queue.project().to_owned()).unwrap_or_default(),
+            ended: Ended::Empty,
+            moved: 0,
+            remaining: 0,
+            dead_letters: 0,
+            unfinished_imports: unfinished.map(|import| import.path().to_path_buf()).collect(),
+            owner_pids: Vec::new(),
+            progress: None,
+            dir: first.map(|queue| queue.queue_dir().join(queue.project())).unwrap_or_default(),
+            failures: BTreeSet::new(),
+        }
+    }
+
+    /// Counts the dead letters of the queues that no process has.
+    fn count_dead(&mut self, queues: &[&QueueDir], args: &Args) {
+        for queue in queues.iter().filter(|queue| !queue.is_import()) {
+            let counted = queue.owner().and_then(|owner| match owner {
+                Some(_) => Ok(0),
+                None => queue.count_dead(&args.scratch.dir()),
+            });
+            match counted {
+                Ok(dead) => self.dead_letters += dead,
+                // Another process has just taken it, and counts its dead letters itself.
+                Err(InspectError::Owned { .. } | InspectError::Busy { .. }) => {}
+                Err(error) => _ = self.failures.insert(text_of(&error)),
+            }
+        }
+    }
 }
 
 /// When to stop.
@@ -103,27 +155,30 @@ impl Until {
 
 pub(crate) fn run(args: Args, output: &mut Output) -> Result<Verdict, Failure> {
     let until = Until::new(args.timeout)?;
-    let mut queues = args.target.queues()?;
+    let mut queues = args.target.queues_and_imports()?;
     let (mut verdict, mut moved) = (Verdict::Fine, 0);
     match (&args.host, &args.key) {
         (Some(host), Some(key)) => {
             let dir = queues.first().map(|queue| queue.queue_dir().to_path_buf()).unwrap_or_default();
             (verdict, moved) = move_all(&queues, key, host, &until, output)?;
             let project = inspect::project_name(key, host)?;
-            queues = inspect::queues(&dir)?.into_iter().filter(|queue| queue.project() == project).collect();
+            queues.retain(|queue| queue.project() != project);
+            for old in by_project(&queues) {
+                verdict = verdict.max(report_old(&old, &args, output)?);
+            }
+            queues = inspect::queues_and_imports(&dir)?;
+            queues.retain(|queue| queue.project() == project);
         }
         _ if args.target.has_lane() => {
-            return Err("drain delivers both lanes of a project; leave out --lane".into());
+            return Err(
+                "drain delivers both lanes of a project: --lane chooses only what is moved, with --host and --key; \
+                        leave it out"
+                    .into(),
+            );
         }
         _ => {}
     }
-    let mut projects: Vec<Vec<QueueDir>> = Vec::new();
-    for queue in queues {
-        match projects.last_mut().filter(|of| of.first().is_some_and(|first| first.project() == queue.project())) {
-            Some(of) => of.push(queue),
-            None => projects.push(vec![queue]),
-        }
-    }
+    let projects = by_project(&queues);
     let several = projects.len() > 1;
     for project in &projects {
         let drained = match drain(project, &args, &until, output) {
@@ -146,6 +201,18 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Result<Verdict, Failure> {
     Ok(verdict)
 }
 
+fn by_project(queues: &[QueueDir]) -> Vec<Vec<&QueueDir>> {
+    queues.chunk_by(|a, b| a.project() == b.project()).map(|of_one| of_one.iter().collect()).collect()
+}
+
+/// What is left in a project whose events were moved to another one.
+fn report_old(queues: &[&QueueDir], args: &Args, output: &mut Output) -> Result<Verdict, Failure> {
+    let mut old = Drained { ended: Ended::Left, ..Drained::of(queues) };
+    old.count_dead(queues, args);
+    let is_empty = old.dead_letters == 0 && old.unfinished_imports.is_empty() && old.failures.is_empty();
+    if is_empty { Ok(Verdict::Fine) } else { report(&old, output) }
+}
+
 /// Moves the events of all queues without an owner to another project. Returns how many it moved.
 fn move_all(
     queues: &[QueueDir],
@@ -155,10 +222,12 @@ fn move_all(
     output: &mut Output,
 ) -> Result<(Verdict, u64), Failure> {
     let project = inspect::project_name(key, host)?;
-    let from: Vec<_> = queues.iter().filter(|queue| queue.project() != project && !queue.is_known_empty()).collect();
+    let is_meant = |queue: &&QueueDir| queue.project() != project && !queue.is_import() && !queue.is_known_empty();
+    let from: Vec<_> = queues.iter().filter(is_meant).collect();
+    let several = from.len() > 1;
     let (mut verdict, mut total) = (Verdict::Fine, 0);
     let waiting = from.iter().map(|queue| queue.waiting()).sum();
-    let projects = from.iter().map(|queue| queue.project()).collect::<std::collections::BTreeSet<_>>().len();
+    let projects = from.iter().map(|queue| queue.project()).collect::<BTreeSet<_>>().len();
     let of = if projects == 1 { "1 project".to_owned() } else { format!("{projects} projects") };
     let question = format!("Move {} of {of} to the project at {host} and deliver them there?", events(waiting));
     if !from.is_empty() && !output.confirm(&question)? {
@@ -169,22 +238,37 @@ fn move_all(
         if until.reached().is_some() {
             break;
         }
-        if let Some(owner) = queue.owner()? {
-            let pid = owner.pid.map(|pid| format!("process {pid}")).unwrap_or("a process".into());
-            bar.note(&format!("Not moved: {} belongs to {pid}; stop it first.", queue.path().display()));
-            verdict = Verdict::Found;
-            continue;
-        }
         let before = total;
         let moved = inspect::move_to(queue, key, host, &mut |events| {
             bar.at(before + events);
             until.reached().is_none()
         });
-        let moved = moved?;
+        let moved = match moved {
+            Ok(moved) => moved,
+            Err(InspectError::Owned { pid, .. }) => {
+                let pid = pid.map(|pid| format!("process {pid}")).unwrap_or("a process".into());
+                bar.note(&format!("Not moved: {} belongs to {pid}; stop it first.", queue.path().display()));
+                verdict = verdict.max(Verdict::Found);
+                continue;
+            }
+            // The directory is another user's, and so are the others.
+            Err(error) if !several || matches!(error, InspectError::OtherUser { .. }) => return Err(error.into()),
+            Err(error) => {
+                bar.note(&format!("Not moved: {}", text_of(&error)));
+                verdict = Verdict::CouldNot;
+                continue;
+            }
+        };
         total += moved.events;
         if moved.damaged > 0 {
-            bar.note(&format!("Damaged: {} of {} could not be read.", events(moved.damaged), queue.path().display()));
-            verdict = Verdict::Found;
+            let path = queue.path().display();
+            bar.note(&format!("Lost: {} of {path} could not be read or are in no file.", events(moved.damaged)));
+        }
+        for note in &moved.notes {
+            bar.note(&format!("Found: {note}"));
+        }
+        if moved.damaged > 0 || !moved.notes.is_empty() {
+            verdict = verdict.max(Verdict::Found);
         }
     }
     drop(bar);
@@ -194,17 +278,27 @@ fn move_all(
     Ok((verdict, total))
 }
 
-fn drain(queues: &[QueueDir], args: &Args, until: &Until, output: &Output) -> Result<Drained, Failure> {
-    let project = queues.first().map(|queue| queue.project().to_owned()).unwrap_or_default();
-    let mut drained = Drained { project, ended: Ended::Empty, moved: 0, dead_letters: 0, progress: None };
-    let mut free = None;
-    for queue in queues.iter().filter(|queue| !queue.is_known_empty()) {
-        match queue.owner()? {
-            Some(_) => drained.ended = Ended::Owned,
-            None => free = free.or(Some(queue)),
+fn drain(queues: &[&QueueDir], args: &Args, until: &Until, output: &Output) -> Result<Drained, Failure> {
+    let mut drained = Drained::of(queues);
+    let mut free = Vec::new();
+    for queue in queues.iter().filter(|queue| !queue.is_import() && !queue.is_known_empty()) {
+        match queue.owner() {
+            Ok(Some(owner)) => {
+                drained.ended = Ended::Owned;
+                drained.owner_pids.extend(owner.pid);
+            }
+            Ok(None) => free.push(queue),
+            Err(error) => _ = drained.failures.insert(text_of(&error)),
         }
     }
-    if let Some(queue) = free {
+    drained.owner_pids.sort_unstable();
+    drained.owner_pids.dedup();
+    if let Some(queue) = free.first() {
+        if let Some(ended) = until.reached() {
+            drained.ended = ended;
+            drained.remaining = free.iter().map(|queue| queue.waiting()).fold(0, u64::saturating_add);
+            return Ok(drained);
+        }
         let settings = Config::new("").with_env().historical_migration(args.historical);
         let drain = Drain::begin(queue, settings)?;
         let first = drain.progress()?;
@@ -214,17 +308,11 @@ fn drain(queues: &[QueueDir], args: &Args, until: &Until, output: &Output) -> Re
         if progress.remaining == 0 && progress.skipped.is_empty() {
             drained.ended = if progress.owned_by_others.is_empty() { Ended::Empty } else { Ended::Left };
         }
+        drained.remaining = progress.remaining;
         drained.progress = Some(progress);
     }
     if drained.progress.as_ref().is_none_or(|progress| progress.remaining <= progress.quarantined) {
-        for queue in queues {
-            match queue.owner()?.map_or_else(|| queue.count_dead(&args.scratch.dir()), |_| Ok(0)) {
-                Ok(dead) => drained.dead_letters += dead,
-                // Another process has just taken it, and counts its dead letters itself.
-                Err(InspectError::Owned { .. } | InspectError::Busy { .. }) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        drained.count_dead(queues, args);
     }
     Ok(drained)
 }
@@ -271,23 +359,36 @@ fn state_line(progress: &DrainProgress) -> Option<String> {
 }
 
 fn report(drained: &Drained, output: &mut Output) -> Result<Verdict, Failure> {
-    let (delivered, remaining) = drained.progress.as_ref().map_or((0, 0), |found| (found.delivered, found.remaining));
-    let others = drained.progress.as_ref().map(|found| found.owned_by_others.as_slice()).unwrap_or_default();
-    let waits_elsewhere = others.iter().any(|other| other.events > 0);
-    let is_fine = drained.ended != Ended::Owned && remaining == 0 && drained.dead_letters == 0 && !waits_elsewhere;
-    let verdict = if is_fine { Verdict::Fine } else { Verdict::Found };
+    let (found, remaining) = (drained.progress.as_ref(), drained.remaining);
+    let is_whole = found.is_none_or(|found| {
+        let waits_elsewhere = found.owned_by_others.iter().any(|other| other.events > 0);
+        !waits_elsewhere && found.lost_events == 0 && found.notes.is_empty() && found.skipped.is_empty()
+    });
+    let is_empty = remaining == 0 && drained.dead_letters == 0 && drained.unfinished_imports.is_empty();
+    let is_fine = drained.ended != Ended::Owned && is_empty && is_whole;
+    for failure in &drained.failures {
+        output.note(&format!("posthog-queue: {failure}"));
+    }
+    let verdict = match (drained.failures.is_empty(), is_fine) {
+        (false, _) => Verdict::CouldNot,
+        (true, true) => Verdict::Fine,
+        (true, false) => Verdict::Found,
+    };
     if output.is_json() {
         output.json(drained)?;
         return Ok(verdict);
     }
-    let host = drained.progress.as_ref().map(|found| format!(" to {}", found.host)).unwrap_or_default();
+    let host = found.map(|found| format!(" to {}", found.host)).unwrap_or_default();
+    let delivered = events(found.map_or(0, |found| found.delivered));
     let left = match drained.ended {
-        Ended::Owned => "Not delivered: another process has the queues of".to_owned(),
-        _ if remaining == 0 && drained.progress.is_none() => "Nothing to deliver in".to_owned(),
-        _ if remaining == 0 => format!("Delivered {}{host}; nothing is left in", events(delivered)),
-        _ => format!("Delivered {}{host}; {} left in", events(delivered), are(remaining)),
+        Ended::Owned => format!("Not delivered: {} the queues of", holders(&drained.owner_pids)),
+        Ended::Left if found.is_none() => "Not moved: something is left in".to_owned(),
+        _ if remaining == 0 && found.is_none() => "Nothing to deliver in".to_owned(),
+        _ if remaining == 0 && is_fine => format!("Delivered {delivered}{host}; nothing is left in"),
+        _ if remaining == 0 => format!("Delivered {delivered}{host}; no event waits any more in"),
+        _ => format!("Delivered {delivered}{host}; {} left in", are(remaining)),
     };
-    let line = format!("{left} project {}.", drained.project.get(..8).unwrap_or_default());
+    let line = format!("{left} project {}.", shortened(&drained.project));
     output.line(output.toned(if is_fine { Tone::Good } else { Tone::Warning }, &line))?;
     let why = match drained.ended {
         Ended::Timeout => "Stopped at the time limit; the same command goes on.",
@@ -298,31 +399,65 @@ fn report(drained: &Drained, output: &mut Output) -> Result<Verdict, Failure> {
     if remaining > 0 && !why.is_empty() {
         output.line(why)?;
     }
-    if let Some(found) = &drained.progress {
-        if found.quarantined > 0 {
-            output.line(format!(
-                "{} of them PostHog rejects without evidence that they are at fault: {}",
-                number(found.quarantined),
-                found.last_error.as_deref().unwrap_or("no reason is known")
-            ))?;
-        }
-        for skipped in &found.skipped {
-            output.line(format!("Not opened: {skipped}"))?;
-        }
-        for other in others {
-            let pid = other.pid.map(|pid| format!("process {pid}")).unwrap_or("another process".into());
-            output.line(format!("{} are left to {pid}: {}", events(other.events), other.queue.display()))?;
-        }
+    if let Some(found) = found {
+        report_progress(found, output)?;
     }
-    if drained.dead_letters > 0 {
-        output.line(format!(
-            "{} dead letters: PostHog rejected them for good (list --state dead).",
-            number(drained.dead_letters)
-        ))?;
-    }
+    report_rest(drained, output)?;
     Ok(verdict)
 }
 
-fn are(count: u64) -> String {
-    format!("{} {}", events(count), if count == 1 { "is" } else { "are" })
+/// Who has the queues.
+fn holders(pids: &[u32]) -> String {
+    match pids {
+        [] => "another process has".to_owned(),
+        [pid] => format!("process {pid} has"),
+        pids => format!("processes {} have", pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// What was lost, and what could not be delivered.
+fn report_progress(found: &DrainProgress, output: &mut Output) -> Result<(), Failure> {
+    if found.lost_events > 0 {
+        let lost = format!("{} lost: the bytes are damaged, or in no file.", are(found.lost_events));
+        output.line(output.toned(Tone::Bad, &lost))?;
+    }
+    for note in &found.notes {
+        output.line(format!("Found: {note}"))?;
+    }
+    if found.quarantined > 0 {
+        output.line(format!(
+            "{} of them PostHog rejects without evidence that they are at fault: {}",
+            number(found.quarantined),
+            found.last_error.as_deref().unwrap_or("no reason is known")
+        ))?;
+    }
+    for skipped in &found.skipped {
+        output.line(format!("Not opened: {skipped}"))?;
+    }
+    for other in &found.owned_by_others {
+        let pid = other.pid.map(|pid| format!("process {pid}")).unwrap_or("another process".into());
+        output.line(format!("{} left to {pid}: {}", are(other.events), other.queue.display()))?;
+    }
+    Ok(())
+}
+
+/// What is left that is never delivered by itself, and what to do about it.
+fn report_rest(drained: &Drained, output: &mut Output) -> Result<(), Failure> {
+    if drained.dead_letters > 0 {
+        let (dead, dir) = (count(drained.dead_letters, "dead letter"), drained.dir.to_string_lossy());
+        let again = if drained.dead_letters == 1 { "it" } else { "them" };
+        output.line(format!(
+            "{dead} left, which PostHog rejected for good. To see why: posthog-queue dead list {}",
+            quoted(&dir)
+        ))?;
+        output
+            .line(format!("To send {again}: dead retry, then this command again. To remove {again}: dead discard."))?;
+    }
+    for import in &drained.unfinished_imports {
+        output.line(format!(
+            "Not sent: an import was not finished. Repeat it, or remove {} to give it up.",
+            quoted(&import.to_string_lossy())
+        ))?;
+    }
+    Ok(())
 }

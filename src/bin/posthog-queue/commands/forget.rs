@@ -6,7 +6,7 @@ use clap::Args as ClapArgs;
 use posthog::inspect::{InspectError, Person, PersonFound, QueueDir};
 use serde::Serialize;
 
-use crate::output::{Output, Tone, Unit, count};
+use crate::output::{Output, Tone, Unit, are, count};
 use crate::target::Target;
 use crate::{Failure, Verdict};
 
@@ -47,22 +47,22 @@ struct Line<'a> {
 pub(crate) fn run(args: Args, output: &mut Output) -> Result<Verdict, Failure> {
     let person = Person::new(args.distinct_ids.iter().cloned())?;
     let person = person.also_properties(args.also_properties).also_text(args.also_text);
-    let queues = args.target.queues()?;
+    let queues = args.target.queues_and_imports()?;
     if args.dry_run {
         return dry_run(&queues, &person, &args, output);
     }
     // Nobody is asked about what cannot be done.
     for queue in &queues {
-        if let Some(owner) = queue.owner()? {
+        // What is wrong with a lock is said when the queue is opened.
+        if let Ok(Some(owner)) = queue.owner() {
             return Err(InspectError::Owned { path: queue.path().into(), pid: owner.pid }.into());
         }
     }
-    let question = question(&queues, &person, &args, output)?;
+    let (question, mut worst) = question(&queues, &person, &args, output)?;
     if !output.confirm(&question)? {
         output.note("Nothing was changed.");
         return Ok(Verdict::CouldNot);
     }
-    let mut worst = Verdict::Fine;
     for queue in &queues {
         let forgotten = {
             let bar = output.progress("Removing", 0, Unit::Events);
@@ -78,7 +78,8 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Result<Verdict, Failure> {
             }
         };
         print(queue, &found, &args, output)?;
-        worst = worst.max(if is_complete(&found) { Verdict::Fine } else { Verdict::Found });
+        let is_whole = found.lost_events == 0 && found.notes.is_empty();
+        worst = worst.max(if is_complete(&found) && is_whole { Verdict::Fine } else { Verdict::Found });
     }
     Ok(worst)
 }
@@ -86,7 +87,15 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Result<Verdict, Failure> {
 fn dry_run(queues: &[QueueDir], person: &Person, args: &Args, output: &mut Output) -> Result<Verdict, Failure> {
     let mut worst = Verdict::Fine;
     for queue in queues {
-        let found = find(queue, person, args, output)?;
+        let found = match find(queue, person, args, output) {
+            Ok(found) => found,
+            Err(error) if queues.len() == 1 => return Err(error.into()),
+            Err(error) => {
+                output.failed(&error);
+                worst = Verdict::CouldNot;
+                continue;
+            }
+        };
         print(queue, &found, args, output)?;
         let is_empty = found.meant(person) == 0 && is_complete(&found);
         worst = worst.max(if is_empty { Verdict::Fine } else { Verdict::Found });
@@ -94,28 +103,41 @@ fn dry_run(queues: &[QueueDir], person: &Person, args: &Args, output: &mut Outpu
     Ok(worst)
 }
 
-fn find(queue: &QueueDir, person: &Person, args: &Args, output: &Output) -> Result<PersonFound, Failure> {
+fn find(queue: &QueueDir, person: &Person, args: &Args, output: &Output) -> Result<PersonFound, InspectError> {
     let bar = output.progress("Searching", 0, Unit::Events);
-    Ok(queue.find_person(&args.scratch, person, &|done| bar.at_of(done, done))?)
+    queue.find_person(&args.scratch, person, &|done| bar.at_of(done, done))
 }
 
-fn question(queues: &[QueueDir], person: &Person, args: &Args, output: &Output) -> Result<String, Failure> {
-    let (mut meant, mut unreadable) = (0, 0);
+/// The question, and whether a queue could not be read for it: the others are asked about all the same.
+fn question(
+    queues: &[QueueDir],
+    person: &Person,
+    args: &Args,
+    output: &mut Output,
+) -> Result<(String, Verdict), Failure> {
+    let (mut meant, mut unreadable, mut verdict) = (0, 0, Verdict::Fine);
     for queue in queues {
-        let found = find(queue, person, args, output)?;
-        meant += found.meant(person);
-        unreadable += found.unreadable_events;
+        match find(queue, person, args, output) {
+            Ok(found) => {
+                meant += found.meant(person);
+                unreadable += found.unreadable_events;
+            }
+            Err(error) if queues.len() == 1 => return Err(error.into()),
+            Err(error) => {
+                output.failed(&error);
+                verdict = Verdict::CouldNot;
+            }
+        }
     }
-    let places = if queues.len() == 1 { "1 queue".to_owned() } else { format!("{} queues", queues.len()) };
-    let mut question =
-        format!("Remove {} of this person from {places}, and write the files anew?", count(meant, "record"));
+    let (records, places) = (count(meant, "record"), count(queues.len() as u64, "queue"));
+    let mut question = format!("Remove {records} of this person from {places}, and write the files anew?");
     if unreadable > 0 {
         question.push_str(&format!(
             " {} cannot be read and will be lost as well (`repair` keeps their file).",
             count(unreadable, "event")
         ));
     }
-    Ok(question)
+    Ok((question, verdict))
 }
 
 /// Whether nothing about the person is known to be left.
@@ -145,8 +167,16 @@ fn print(queue: &QueueDir, found: &PersonFound, args: &Args, output: &mut Output
         let fate = if found.is_removed { "were removed too" } else { "would be lost" };
         output.line(format!("  {} could not be read and {fate}.", count(found.unreadable_events, "event")))?;
     }
+    if found.lost_events > 0 {
+        let lost = format!("{} lost to damage before.", are(found.lost_events));
+        output.line(format!("  {}", output.toned(Tone::Bad, &lost)))?;
+    }
     for note in &found.notes {
         output.line(format!("  Found: {note}"))?;
+    }
+    if queue.is_import() {
+        output.line("  Note: an import that was not finished. If it is repeated, its file brings the person back:")?;
+        output.line("  remove the person there too, or remove this directory to give the import up.")?;
     }
     for file in &found.not_reached {
         let contains = match file.contains_id {

@@ -62,7 +62,7 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Result<Verdict, Failure> {
 fn repair(queue: &QueueDir, args: &Args, output: &mut Output) -> Result<Verdict, Failure> {
     let verification = verify::verify(queue, &args.scratch, output)?;
     let is_damaged = verification.problems.iter().any(|problem| problem.kind == ProblemKind::Damage);
-    if !is_damaged && !args.force {
+    if !is_damaged && (!args.force || queue.is_blank()) {
         if output.is_json() {
             output.json(&Line { queue: Some(queue.path().into()), is_repaired: false, repair: None })?;
         } else if verification.is_sound {

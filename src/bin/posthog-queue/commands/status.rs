@@ -111,7 +111,7 @@ fn look(args: &Args, before: &[Reading]) -> Result<Vec<Reading>, Failure> {
         let found = queue.status().map(|status| found(status, earlier));
         Reading { path, found }
     };
-    Ok(args.target.queues()?.into_iter().map(look_at).collect())
+    Ok(args.target.queues_and_imports()?.into_iter().map(look_at).collect())
 }
 
 fn found(status: QueueStatus, earlier: Option<&QueueStatus>) -> Found {

@@ -9,6 +9,7 @@ use posthog::inspect::{QueueState, QueueStatus};
 use super::status::{Found, Reading, text_of};
 use crate::Failure;
 use crate::output::{Output, Tone, wrapped};
+use crate::target::shortened;
 
 /// Up to so many queues, everything that is known is shown.
 const DETAILED_MOST: usize = 2;
@@ -33,7 +34,8 @@ pub(crate) fn write(readings: &[Reading], output: &mut Output) -> Result<usize, 
     if readings.len() <= DETAILED_MOST {
         for found in readings.iter().filter_map(|reading| reading.found.as_ref().ok()) {
             lines.push(String::new());
-            lines.extend(details(found, readings.len() > 1));
+            let name = (readings.len() > 1).then(|| name_among(&found.status, readings));
+            lines.extend(details(found, name));
         }
     }
     for line in &lines {
@@ -88,7 +90,15 @@ fn project_head(status: &QueueStatus) -> Vec<String> {
 }
 
 fn name(status: &QueueStatus) -> String {
-    if status.lane == "ai" { format!("ai/shard-{}", status.shard) } else { format!("shard-{}", status.shard) }
+    let name = if status.is_import { "importing".to_owned() } else { format!("shard-{}", status.shard) };
+    if status.lane == "ai" { format!("ai/{name}") } else { name }
+}
+
+/// The name of a queue where those of several projects may be shown.
+fn name_among(status: &QueueStatus, readings: &[Reading]) -> String {
+    let projects = readings.iter().filter_map(|reading| Some(&reading.found.as_ref().ok()?.status.project));
+    let is_alone = projects.into_iter().all(|project| *project == status.project);
+    if is_alone { name(status) } else { format!("{}/{}", shortened(&status.project), name(status)) }
 }
 
 fn table<'a>(found: impl Iterator<Item = &'a Found>) -> Vec<String> {
@@ -138,7 +148,7 @@ fn findings(readings: &[Reading], output: &Output) -> Vec<String> {
             lines.push(String::new());
             let state = output.toned(tone(finding.state), finding.state.name());
             let cause = finding.cause.replace('_', " ");
-            lines.push(format!("{} {state}: {cause}", name(&found.status)));
+            lines.push(format!("{} {state}: {cause}", name_among(&found.status, readings)));
             lines.extend(wrapped(&finding.what, 2, 2));
             if !finding.advice.is_empty() {
                 lines.extend(wrapped(&format!("-> {}", finding.advice), 2, 5));
@@ -149,9 +159,9 @@ fn findings(readings: &[Reading], output: &Output) -> Vec<String> {
 }
 
 /// Everything that is known of a queue.
-fn details(found: &Found, has_others: bool) -> Vec<String> {
+fn details(found: &Found, name: Option<String>) -> Vec<String> {
     let status = &found.status;
-    let mut lines = if has_others { vec![name(status)] } else { Vec::new() };
+    let mut lines = Vec::from_iter(name);
     let mut add = |label: &str, text: String| {
         let text = format!("{label:<width$}{text}", width = INDENT - 2);
         lines.extend(wrapped(&text, 2, INDENT));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use posthog::inspect::{Problem, ProblemKind, QueueDir, Verification};
 
-use crate::output::{Output, Tone, Unit, count};
+use crate::output::{Output, Tone, Unit, are, count};
 use crate::target::Target;
 use crate::{Failure, Verdict};
 
@@ -22,7 +22,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args, output: &mut Output) -> Result<Verdict, Failure> {
     let mut worst = Verdict::Fine;
-    for queue in args.target.queues()? {
+    for queue in args.target.queues_and_imports()? {
         let verdict = match verify(&queue, &args.scratch, output) {
             Ok(verification) => {
                 print(&verification, output)?;
@@ -59,7 +59,11 @@ pub(super) fn print(verification: &Verification, output: &mut Output) -> Result<
     let word = output.toned(tone, word);
     let copy = if verification.is_copy { " (in use; a copy was checked)" } else { "" };
     output.line(format!("{word}: {}{copy}", verification.queue.display()))?;
-    let can_be = if is_damaged { "can be saved" } else { "wait" };
+    let can_be = match (is_damaged, verification.waiting_events) {
+        (true, _) => "can be saved",
+        (false, 1) => "waits",
+        (false, _) => "wait",
+    };
     output.line(format!(
         "  {} {can_be}, {} of them in the journal.\n  {}, {}.",
         count(verification.waiting_events, "event"),
@@ -70,14 +74,13 @@ pub(super) fn print(verification: &Verification, output: &mut Output) -> Result<
     if is_damaged {
         let lost = match verification.lost_events {
             0 => "No event is known to be lost.".to_owned(),
-            lost => output.toned(
-                Tone::Bad,
-                &format!("{} lost.", if lost == 1 { "1 event is".into() } else { format!("{lost} events are") }),
-            ),
+            lost => output.toned(Tone::Bad, &format!("{} lost.", are(lost))),
         };
         output.line(format!("  {lost}"))?;
-        output.line("  To save what can be read: posthog-queue repair DIR. The next start of the")?;
-        output.line("  program does the same.")?;
+    }
+    if is_damaged && !verification.is_import {
+        output.line("  To save what can be read (the next start of the program does the same):")?;
+        output.line(format!("    posthog-queue repair {}", crate::quoted(&verification.queue.to_string_lossy())))?;
     }
     if !verification.problems.is_empty() {
         output.line("")?;
