@@ -5,8 +5,9 @@
 //! is sent, and no other process can move what was imported.
 //!
 //! **Resuming needs no marker.** The unpublished queue holds what was taken of the file, in its order, and no more. An
-//! import that is repeated reads the file from its beginning, compares each event with the one that is stored, by its
-//! uuid, and goes on behind the last one. That is exact wherever the process was killed: a record is in the queue or not.
+//! import that is repeated reads the file from its beginning, compares each event with the one that is stored, and goes on
+//! behind the last one. If one differs, the file was changed or is another one, and the import is refused: what is stored
+//! would not be what the file says. That is exact wherever the process was killed: a record is in the queue or not.
 //! A marker in the store would be behind the journal, and what is between them would be imported twice; and one beside
 //! the shards of a daemon would not know which of its events the daemon has appended or sent since. If a power cut cost
 //! records that were not synced, the unpublished queue is removed and filled anew: nothing of it was sent.
@@ -15,23 +16,23 @@
 //! published. Whoever imports the same content again finds the hash and imports nothing, also if the process was killed
 //! before it could say that it had ended.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use uuid::Uuid;
 
 use super::error::InspectError;
-use super::incoming::{self, Terms};
+use super::incoming::{self, DerivedUuids, Terms};
 use super::places::UNPUBLISHED;
 use super::staging::{Filling, Group};
 use crate::event::Record;
 use crate::queue;
 use crate::queue::frame;
 use crate::queue::store::ChunkKey;
-use crate::record::Head;
+use crate::record::{Flags, Head};
 use crate::sys::clock::Clock;
 use crate::sys::disk::{Disk, Open};
 
@@ -60,7 +61,7 @@ pub struct ImportOptions {
     pub skip_bad: bool,
     /// Imports content that was imported before.
     pub again: bool,
-    /// Removes the unfinished import of another file.
+    /// Removes what an unfinished import has stored: of another file, or of this one before it was changed.
     pub restart: bool,
 }
 
@@ -109,10 +110,11 @@ pub struct Imported {
 
 /// Imports events into a new queue of a project: JSON lines, one event each, as
 /// [`StoredEvent::to_json`](super::StoredEvent::to_json) writes them, or PostHog's batch object (`{"batch": [..]}`), also
-/// one in each line. Uuids, times and properties stay; events without a uuid get one that depends on their text and place.
+/// one in each line. Uuids, times and properties stay; events without a uuid get one that depends on their text alone.
 /// Nothing is sent before all of the file is durable in the queue. From then on a program of the project delivers it.
 ///
-/// An import that was interrupted, also by SIGKILL, is resumed by the same call; no event is lost or doubled. `progress`
+/// An import that was interrupted, also by SIGKILL, is resumed by the same call; no event is lost or doubled. If what was
+/// imported differs from the file, it fails until [`ImportOptions::restart`] is set. `progress`
 /// gets the number of events imported so far, `bad` each line that is passed over.
 ///
 /// Fails at the first line that is no event unless [`ImportOptions::skip_bad`] is set ([`InspectError::Input`]); what was
@@ -127,31 +129,33 @@ pub fn import(
     let disk = Disk::default();
     group.prepare(&disk)?;
     let mut import = Import::begin(&disk, &group, options)?;
-    let mut lines = Lines { input, number: 0, buffer: Vec::new(), hash: Sha256::new() };
+    let mut lines = Lines::of(input);
     while let Some(line) = lines.next()? {
         let number = line.number;
-        let text = match line.text {
-            Ok(text) => text,
-            Err(why) => {
-                import.pass_over(BadLine { line: number, element: None, why }, bad)?;
-                continue;
-            }
-        };
-        // An event may have a property of that name, but not at the top.
-        let batch = if text.contains("\"batch\"") { incoming::batch_of(text) } else { None };
-        let elements = match &batch {
-            None => vec![(None, text)],
-            Some(batch) => batch.iter().zip(1..).map(|(element, at)| (Some(at), element.get())).collect(),
-        };
-        for (element, text) in elements {
-            match incoming::record_of(text, (number << 20) + element.unwrap_or(0), import.terms) {
-                Ok(record) => import.take(record)?,
-                Err(why) => import.pass_over(BadLine { line: number, element, why }, bad)?,
+        match line.text.and_then(|text| elements_of(text, import.terms)) {
+            Err(why) => import.pass_over(BadLine { line: number, element: None, why }, bad)?,
+            Ok(elements) => {
+                for (element, text) in elements {
+                    match incoming::record_of(text, &mut import.uuids, import.terms) {
+                        Ok(record) => import.take(record, number)?,
+                        Err(why) => import.pass_over(BadLine { line: number, element, why }, bad)?,
+                    }
+                }
             }
         }
         progress(import.events);
     }
     import.end(&hex(&lines.hash.finalize()))
+}
+
+/// The events of a line: those of a batch with their numbers, or one.
+fn elements_of<'a>(text: &'a str, terms: Terms<'_>) -> Result<Vec<(Option<u64>, &'a str)>, String> {
+    // An event may have a property of that name, but not at the top.
+    let batch = if text.contains("\"batch\"") { incoming::batch_of(text, terms)? } else { None };
+    Ok(match batch {
+        None => vec![(None, text)],
+        Some(batch) => batch.into_iter().zip(1..).map(|(element, at)| (Some(at), element.get())).collect(),
+    })
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -166,7 +170,8 @@ struct Import<'a> {
     filling: Filling,
     /// What an earlier attempt has stored.
     stored: Stored,
-    terms: Terms,
+    terms: Terms<'a>,
+    uuids: DerivedUuids,
     events: u64,
     resumed: u64,
     bad_lines: u64,
@@ -187,15 +192,23 @@ impl<'a> Import<'a> {
         if !is_whole || options.restart {
             filling = anew(disk, group, filling)?;
         }
-        let stored = Stored { left: filling.queue().ledger().queued_events, after: None, uuids: Vec::new() };
-        let terms = Terms { max_event_bytes: group.max_event_bytes(), now: Clock::default().wall_nanos() };
-        Ok(Self { disk, group, options, filling, stored, terms, events: 0, resumed: 0, bad_lines: 0 })
+        let stored = Stored { left: filling.queue().ledger().queued_events, after: None, bodies: VecDeque::new() };
+        let terms = Terms {
+            api_key: &group.project.api_key,
+            max_event_bytes: group.max_event_bytes(),
+            now: Clock::default().wall_nanos(),
+        };
+        let uuids = DerivedUuids::default();
+        Ok(Self { disk, group, options, filling, stored, terms, uuids, events: 0, resumed: 0, bad_lines: 0 })
     }
 
-    fn take(&mut self, record: Record) -> Result<(), InspectError> {
+    fn take(&mut self, record: Record, line: u64) -> Result<(), InspectError> {
         match self.stored.next(&self.filling)? {
-            Some(uuid) if uuid == record.uuid => self.resumed += 1,
-            Some(_) => return Err(self.is_another()),
+            Some(stored) if is_same(&stored, record.body()) => self.resumed += 1,
+            Some(stored) if Head::split(&stored).is_ok_and(|(head, _)| head.uuid == record.uuid) => {
+                return Err(self.is_changed(&record, line));
+            }
+            Some(_) => return Err(self.is_another(&format!("the event in line {line} is not the one that is there"))),
             None => self.filling.append(record.body(), record.class as u8)?,
         }
         self.events += 1;
@@ -215,7 +228,7 @@ impl<'a> Import<'a> {
 
     fn end(mut self, hash: &str) -> Result<Imported, InspectError> {
         if self.stored.next(&self.filling)?.is_some() {
-            return Err(self.is_another());
+            return Err(self.is_another("this one ends before the events that are there"));
         }
         let done = |queue, was_imported| Imported {
             events: if was_imported { 0 } else { self.events },
@@ -240,12 +253,20 @@ impl<'a> Import<'a> {
         Ok(Imported { queue: Some(publish(self.disk, self.group)?), ..done })
     }
 
-    fn is_another(&self) -> InspectError {
+    fn is_another(&self, why: &str) -> InspectError {
         let dir = self.filling.dir();
         InspectError::Input(format!(
-            "an unfinished import of another file is in {dir:?}: event {} of this file is not the one that was imported then; \
-             repeat that import to finish it, or restart (--restart), which removes what was imported of it",
-            self.events + 1
+            "an unfinished import of another file, or of this one before it was changed, is in {dir:?}: {why}; repeat that \
+             import with its file to finish it, or restart (--restart), which removes what was imported of it"
+        ))
+    }
+
+    fn is_changed(&self, record: &Record, line: u64) -> InspectError {
+        let dir = self.filling.dir();
+        InspectError::Input(format!(
+            "line {line}: the event {} was changed after an unfinished import had stored it in {dir:?}, and is still there as \
+             it was; nothing of it was sent; restart (--restart) to import the file as it is now, or undo the change",
+            record.uuid
         ))
     }
 
@@ -293,33 +314,40 @@ fn publish(disk: &Disk, group: &Group) -> Result<PathBuf, InspectError> {
     queue::publish(disk, &group.dir, UNPUBLISHED).map_err(|error| InspectError::queue(&group.dir, error))
 }
 
-/// The uuids of the records that an earlier attempt has stored, in their order.
+/// Whether a stored record says what this one does. A time that the event did not have is that of its import, and the
+/// version may be that of another library.
+fn is_same(stored: &[u8], body: &[u8]) -> bool {
+    let (Ok((old, old_content)), Ok((new, content))) = (Head::split(stored), Head::split(body)) else { return false };
+    let timestamp_nanos =
+        if new.flags.contains(Flags::EXPLICIT_TIMESTAMP) { old.timestamp_nanos } else { new.timestamp_nanos };
+    Head { lib_version: new.lib_version, timestamp_nanos, ..old } == new && old_content == content
+}
+
+/// The records that an earlier attempt has stored, in their order.
 struct Stored {
     left: u64,
     after: Option<ChunkKey>,
-    /// Of the rows that were read last, from the last to the first.
-    uuids: Vec<Uuid>,
+    /// Of the rows that were read last.
+    bodies: VecDeque<Vec<u8>>,
 }
 
 impl Stored {
-    fn next(&mut self, filling: &Filling) -> Result<Option<Uuid>, InspectError> {
+    fn next(&mut self, filling: &Filling) -> Result<Option<Vec<u8>>, InspectError> {
         if self.left == 0 {
             return Ok(None);
         }
-        if self.uuids.is_empty() {
+        if self.bodies.is_empty() {
             let failed = |error| InspectError::queue(filling.dir(), error);
             let read = filling.queue().read(self.after, 256 * 1024).map_err(failed)?;
             self.after = read.last;
             for chunk in &read.chunks {
-                let heads = frame::frames(&chunk.frames, chunk.salt).filter_map(|(_, body)| Head::split(body).ok());
-                self.uuids.extend(heads.map(|(head, _)| head.uuid));
+                self.bodies.extend(frame::frames(&chunk.frames, chunk.salt).map(|(_, body)| body.to_vec()));
             }
-            self.uuids.reverse();
         }
         self.left -= 1;
         let why = || "what an earlier attempt imported is damaged; restart (--restart)".to_owned();
-        let uuid = self.uuids.pop().ok_or_else(|| InspectError::Queue { path: filling.dir().into(), why: why() })?;
-        Ok(Some(uuid))
+        let body = self.bodies.pop_front();
+        body.map(Some).ok_or_else(|| InspectError::Queue { path: filling.dir().into(), why: why() })
     }
 }
 
@@ -366,11 +394,19 @@ fn note_completed(disk: &Disk, group: &Group, hash: &str) -> Result<(), InspectE
     write().map_err(|source| InspectError::io(&path, source))
 }
 
-/// The lines of a file, without those that are empty.
+/// What some tools write at the beginning of a text.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// The lines of a file, without those that are empty. An object in several lines, as tools that make JSON readable write
+/// it, is one line if the file contains nothing else.
 struct Lines<'a> {
     input: &'a mut dyn BufRead,
     number: u64,
     buffer: Vec<u8>,
+    /// What was read behind the first line and is read again, and how much of it was.
+    ahead: (Vec<u8>, usize),
+    /// Whether a line that is not empty was found.
+    has_begun: bool,
     /// Of everything that was read.
     hash: Sha256,
 }
@@ -381,7 +417,12 @@ struct Line<'a> {
     text: Result<&'a str, String>,
 }
 
-impl Lines<'_> {
+impl<'a> Lines<'a> {
+    fn of(input: &'a mut dyn BufRead) -> Self {
+        let (buffer, ahead) = (Vec::new(), (Vec::new(), 0));
+        Self { input, number: 0, buffer, ahead, has_begun: false, hash: Sha256::new() }
+    }
+
     fn next(&mut self) -> Result<Option<Line<'_>>, InspectError> {
         loop {
             self.buffer.clear();
@@ -390,34 +431,67 @@ impl Lines<'_> {
             }
             self.number += 1;
             let number = self.number;
+            if self.number == 1 && self.buffer.starts_with(BYTE_ORDER_MARK) {
+                self.buffer.drain(..BYTE_ORDER_MARK.len());
+            }
             if self.buffer.len() > LINE_BYTES {
+                self.has_begun = true;
                 self.skip_line()?;
                 return Ok(Some(Line { number, text: Err(format!("it is longer than {LINE_BYTES} bytes")) }));
-            }
-            if self.number == 1 && is_unfinished(&self.buffer) {
-                // One object in several lines, as tools that make JSON readable write it.
-                while self.buffer.len() <= LINE_BYTES && self.read_line()? {}
             }
             if !self.buffer.trim_ascii().is_empty() {
                 break;
             }
         }
+        if !self.has_begun {
+            self.has_begun = true;
+            self.join()?;
+        }
         let text = std::str::from_utf8(self.buffer.trim_ascii()).map_err(|_| "it is not UTF-8".to_owned());
         Ok(Some(Line { number: self.number, text }))
+    }
+
+    /// Joins an unfinished first line with all that follows, if that is one object. Otherwise the line stays as it is, and
+    /// what follows is read as lines of its own: the line may have been cut off.
+    fn join(&mut self) -> Result<(), InspectError> {
+        let first = self.buffer.len();
+        if !std::str::from_utf8(&self.buffer).is_ok_and(incoming::is_unfinished) {
+            return Ok(());
+        }
+        while self.buffer.len() <= LINE_BYTES && self.read_line()? {}
+        if !std::str::from_utf8(&self.buffer).is_ok_and(incoming::is_object) {
+            self.ahead = (self.buffer.split_off(first), 0);
+        }
+        Ok(())
     }
 
     /// Appends a line, or the beginning of one that is too long. `false` at the end.
     fn read_line(&mut self) -> Result<bool, InspectError> {
         let from = self.buffer.len();
-        let most = (LINE_BYTES + 1).saturating_sub(from) as u64;
+        let (ahead, at) = (&self.ahead.0, self.ahead.1);
+        if let Some(rest) = ahead.get(at..).filter(|rest| !rest.is_empty()) {
+            let line = rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |end| end + 1);
+            let line = line.min((LINE_BYTES + 1).saturating_sub(from));
+            self.buffer.extend_from_slice(rest.get(..line).unwrap_or_default());
+            self.ahead.1 += line;
+            if self.ahead.1 == self.ahead.0.len() {
+                self.ahead = (Vec::new(), 0);
+            }
+            if self.buffer.ends_with(b"\n") || self.buffer.len() > LINE_BYTES {
+                return Ok(true);
+            }
+            // The rest of the line is in the file.
+        }
+        let read_from = self.buffer.len();
+        let most = (LINE_BYTES + 1).saturating_sub(read_from) as u64;
         let read = Read::take(&mut *self.input, most).read_until(b'\n', &mut self.buffer);
-        let read = read.map_err(|source| {
+        read.map_err(|source| {
             InspectError::Input(format!(
                 "the file could not be read: {source}; what was read before is kept and not sent yet"
             ))
         })?;
-        self.hash.update(self.buffer.get(from..).unwrap_or_default());
-        Ok(read > 0)
+        self.hash.update(self.buffer.get(read_from..).unwrap_or_default());
+        Ok(self.buffer.len() > from)
     }
 
     fn skip_line(&mut self) -> Result<(), InspectError> {
@@ -431,6 +505,44 @@ impl Lines<'_> {
     }
 }
 
-fn is_unfinished(line: &[u8]) -> bool {
-    std::str::from_utf8(line).is_ok_and(|text| !text.trim().is_empty() && incoming::is_unfinished(text))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The lengths of the lines that are found, with their numbers.
+    fn lines_of(content: &str) -> Vec<(u64, Option<usize>)> {
+        let mut input = content.as_bytes();
+        let mut lines = Lines::of(&mut input);
+        let mut found = Vec::new();
+        while let Some(line) = lines.next().unwrap() {
+            found.push((line.number, line.text.ok().map(str::len)));
+        }
+        assert_eq!(hex(&lines.hash.finalize()), hex(&Sha256::digest(content)), "the hash is that of the content");
+        found
+    }
+
+    #[test]
+    fn an_unfinished_first_line_is_joined_only_to_one_object() {
+        let pretty = "{\n \"batch\": [\n {}\n]\n}";
+        let whole = vec![(1, Some(pretty.len()))];
+        assert_eq!(lines_of(pretty), whole);
+        assert_eq!(lines_of(&format!("\u{feff}{pretty}\n\n")), whole);
+        assert_eq!(lines_of(&format!("\n  \n{pretty}")), [(3, Some(pretty.len()))]);
+        assert_eq!(lines_of("{\"a\":1,\n{\"b\":2}\n\n{\"c\":3}"), [(1, Some(7)), (2, Some(7)), (4, Some(7))]);
+        assert_eq!(lines_of("{\"a\":1}\n{\"b\":\n2}"), [(1, Some(7)), (2, Some(5)), (3, Some(2))]);
+        assert_eq!(lines_of("{\"a\":1,"), [(1, Some(7))]);
+        assert_eq!(lines_of("[\n{\"a\":1}\n]"), [(1, Some(1)), (2, Some(7)), (3, Some(1))], "a list is no object");
+    }
+
+    #[test]
+    fn lines_behind_an_unfinished_one_are_found_in_a_large_file() {
+        // Larger than what is joined, which therefore ends within a line.
+        let long = format!("{{\"a\":\"{}\"}}", "x".repeat(3_000_000));
+        let content = format!("{{\"a\":\n{}", format!("{long}\n").repeat(9));
+        let expected: Vec<_> = std::iter::once((1, Some(5))).chain((2..11).map(|n| (n, Some(long.len())))).collect();
+        assert_eq!(lines_of(&content), expected);
+        // The line in which it ends may be too long itself.
+        let content = format!("{{\"a\":\n{}\n{{}}\n", "x".repeat(2 * LINE_BYTES));
+        assert_eq!(lines_of(&content), [(1, Some(5)), (2, None), (3, Some(2))]);
+    }
 }

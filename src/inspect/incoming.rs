@@ -1,10 +1,12 @@
 //! An event of a file that is imported: from its JSON to a record.
 //!
-//! What the JSON says is kept as it is: the order of the properties, the digits of numbers, and the properties that the
-//! library would add itself (`$lib`, `$groups`, `$geoip_disable`, `$process_person_profile`), which therefore need no
-//! flag of the record. So an event that was exported is sent byte for byte as it was exported.
+//! What the JSON says is kept: the order of the properties, the value of each number however many digits it has, and the
+//! properties that the library would add itself (`$lib`, `$groups`, `$geoip_disable`, `$process_person_profile`), which
+//! therefore need no flag of the record. So an event that was exported is sent byte for byte as it was exported. A number
+//! that another program has written in an unusual way (`1.10`) is sent as the same number (`1.1`).
 
 use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::time::SystemTime;
 
@@ -100,11 +102,41 @@ impl Serialize for Json<'_> {
     }
 }
 
-/// The elements of PostHog's batch object, if `text` is one: an object with a list `batch`.
-pub(super) fn batch_of(text: &str) -> Option<Vec<&RawValue>> {
-    let fields: Fields<'_> = serde_json::from_str(text).ok()?;
-    let (_, batch) = fields.0.into_iter().rfind(|(key, _)| key == "batch")?;
-    serde_json::from_str(batch.get()).ok()
+/// The elements of PostHog's batch object, if `text` is one: an object with a list `batch`. The error says why none of them
+/// can be taken.
+pub(super) fn batch_of<'a>(text: &'a str, terms: Terms<'_>) -> Result<Option<Vec<&'a RawValue>>, String> {
+    // What is no object is no event either, and then that is said.
+    let Ok(fields) = serde_json::from_str::<Fields<'_>>(text) else { return Ok(None) };
+    let count = |wanted: &str| fields.0.iter().filter(|(key, _)| key == wanted).count();
+    let Some((_, batch)) = fields.0.iter().find(|(key, _)| key == "batch") else { return Ok(None) };
+    if count("event") > 0 {
+        return Err("it is an event (\"event\") and a batch (\"batch\") at once".into());
+    }
+    if count("batch") > 1 {
+        return Err("it has \"batch\" more than once".into());
+    }
+    check_key(&fields, terms)?;
+    serde_json::from_str(batch.get()).map(Some).map_err(|_| "its \"batch\" is not a list".into())
+}
+
+/// Fails if an event or batch says that it is of another project.
+fn check_key(fields: &Fields<'_>, terms: Terms<'_>) -> Result<(), String> {
+    let keys = fields.0.iter().filter(|(key, _)| key == "api_key" || key == "token");
+    match keys.filter_map(|(name, value)| Some((name, text_of(value)?))).find(|(_, key)| key.trim() != terms.api_key) {
+        Some((name, key)) => {
+            let begins: String = key.chars().take(8).collect();
+            Err(format!(
+                "it is of another project: its \"{name}\" begins with {begins}; import it with that key (--key), or remove \
+                 \"{name}\" from it"
+            ))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Whether `text` is one JSON object, and no more.
+pub(super) fn is_object(text: &str) -> bool {
+    serde_json::from_str::<Fields<'_>>(text).is_ok()
 }
 
 /// Whether `text` is the beginning of JSON, and no more.
@@ -114,16 +146,18 @@ pub(super) fn is_unfinished(text: &str) -> bool {
 
 /// How events become records.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Terms {
+pub(super) struct Terms<'a> {
+    /// The project that they are imported into.
+    pub(super) api_key: &'a str,
     pub(super) max_event_bytes: usize,
     /// The time of events that have none.
     pub(super) now: WallNanos,
 }
 
-/// The record of one event. `nth` is its place in the file: an event without a uuid gets one that depends on its text and
-/// place alone, so that it has the same one each time. The error says what is wrong with the text.
-pub(super) fn record_of(text: &str, nth: u64, terms: Terms) -> Result<Record, String> {
+/// The record of one event. An event without a uuid gets one of `uuids`. The error says what is wrong with the text.
+pub(super) fn record_of(text: &str, uuids: &mut DerivedUuids, terms: Terms<'_>) -> Result<Record, String> {
     let fields: Fields<'_> = serde_json::from_str(text).map_err(|error| described(&error))?;
+    check_key(&fields, terms)?;
     let last = |wanted: &str| fields.0.iter().rev().find(|(key, _)| key == wanted).map(|(_, value)| *value);
     let name = last("event").and_then(text_of).ok_or("it has no name (\"event\")")?;
     let properties = match last("properties").filter(|value| value.get() != "null") {
@@ -147,11 +181,12 @@ pub(super) fn record_of(text: &str, nth: u64, terms: Terms) -> Result<Record, St
     }
     let timestamp = last("timestamp").filter(|value| value.get() != "null");
     if let Some(value) = timestamp {
-        event.set_timestamp(time_of(value).ok_or("its \"timestamp\" is not a time as RFC 3339 writes it")?);
+        let wrong = "its \"timestamp\" is not a time as RFC 3339 writes it, between the years 1678 and 2261";
+        event.set_timestamp(time_of(value).ok_or(wrong)?);
     }
     let uuid = match last("uuid").filter(|value| value.get() != "null").map(text_of) {
         Some(text) => text.and_then(|text| Uuid::parse_str(&text).ok()).ok_or("its \"uuid\" is not a uuid")?,
-        None => derived_uuid(text, nth),
+        None => uuids.next(text),
     };
     event.set_uuid(uuid);
     event.finish(uuid, terms.now, terms.max_event_bytes).map_err(|refusal| refusal.describe())
@@ -179,11 +214,37 @@ fn time_of(value: &RawValue) -> Option<SystemTime> {
     SystemTime::try_from(time).ok()
 }
 
-fn derived_uuid(text: &str, nth: u64) -> Uuid {
-    let hash = Sha256::new().chain_update(nth.to_le_bytes()).chain_update(text.as_bytes()).finalize();
-    let mut bytes = [0; 16];
-    bytes.copy_from_slice(&hash[..16]);
-    uuid::Builder::from_custom_bytes(bytes).into_uuid()
+/// Uuids of events that have none. Each depends on the text of the event alone, so that it is the same each time and
+/// wherever the event stands: the first 128 bits of the SHA-256 of the text, as a uuid of version 8. Events with the same
+/// text are events of their own: from the second on, the number of those before it (8 bytes, little-endian) is hashed
+/// behind the text.
+///
+/// Needs about 20 bytes of memory for each event without a uuid.
+#[derive(Debug, Default)]
+pub(super) struct DerivedUuids {
+    /// The beginnings of the hashes of all texts.
+    seen: HashSet<u64>,
+    /// Of those that were seen more than once, how often.
+    repeated: HashMap<u64, u64>,
+}
+
+impl DerivedUuids {
+    fn next(&mut self, text: &str) -> Uuid {
+        let text = Sha256::new().chain_update(text.as_bytes());
+        let hash = text.clone().finalize();
+        let hash = match hash.first_chunk().map(|begin| u64::from_le_bytes(*begin)).filter(|&of| !self.seen.insert(of))
+        {
+            None => hash,
+            Some(of) => {
+                let before = self.repeated.entry(of).or_insert(0);
+                *before += 1;
+                text.chain_update(before.to_le_bytes()).finalize()
+            }
+        };
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&hash[..16]);
+        uuid::Builder::from_custom_bytes(bytes).into_uuid()
+    }
 }
 
 #[cfg(test)]
@@ -192,10 +253,14 @@ mod tests {
     use crate::record::json::write_event;
     use crate::record::{NoSymbols, View};
 
-    const TERMS: Terms = Terms { max_event_bytes: 1024 * 1024, now: 1_000_000_000 };
+    const TERMS: Terms<'_> = Terms { api_key: "phc_1", max_event_bytes: 1024 * 1024, now: 1_000_000_000 };
+
+    fn record(text: &str, terms: Terms<'_>) -> Result<Record, String> {
+        record_of(text, &mut DerivedUuids::default(), terms)
+    }
 
     fn sent(text: &str) -> String {
-        let record = record_of(text, 1, TERMS).unwrap();
+        let record = record(text, TERMS).unwrap();
         let mut out = Vec::new();
         write_event(&View::parse(record.body()).unwrap(), &NoSymbols, &mut out).unwrap();
         String::from_utf8(out).unwrap()
@@ -222,8 +287,18 @@ mod tests {
         assert!(out.contains(r#""distinct_id":"7","properties":{"distinct_id":7,"$set":{"plan":"pro"}"#), "{out}");
         assert!(out.contains(r#""timestamp":"1970-01-01T00:00:01Z""#), "{out}");
         assert_eq!(sent(text), out, "the derived uuid is the same each time");
-        let nth = |nth| record_of(text, nth, TERMS).unwrap().uuid;
-        assert_ne!(nth(1), nth(2));
+        // printf %s TEXT | sha256sum; version and variant replace six bits.
+        let text = r#"{"event":"e","distinct_id":"u"}"#;
+        let mut uuids = DerivedUuids::default();
+        let [first, second, third] = [0; 3].map(|_| record_of(text, &mut uuids, TERMS).unwrap().uuid.to_string());
+        assert_eq!(
+            [first.as_str(), &second, &third],
+            [
+                "004403e9-a37e-8222-a323-ef1a1748485d",
+                "77fdaacc-e9ee-8c31-8a07-4509eeeefe2e",
+                "20ab2ea4-9772-8b30-baaf-6928302dd050"
+            ]
+        );
     }
 
     #[test]
@@ -240,24 +315,44 @@ mod tests {
             (r#"{"event":"e","distinct_id":"u","properties":[]}"#, "properties"),
             (r#"{"event":"e","distinct_id":"u","uuid":"x"}"#, "uuid"),
             (r#"{"event":"e","distinct_id":"u","timestamp":"yesterday"}"#, "RFC 3339"),
+            (r#"{"event":"e","distinct_id":"u","timestamp":"9999-12-31T23:59:59Z"}"#, "between the years"),
+            (r#"{"event":"e","distinct_id":"u","timestamp":"2300-01-01T00:00:00Z"}"#, "between the years"),
+            (r#"{"event":"e","distinct_id":"u","api_key":"phc_2"}"#, "another project"),
+            (r#"{"event":"e","distinct_id":"u","token":7}"#, "another project"),
             (&deep, "nests"),
         ] {
-            let why = record_of(text, 1, TERMS).map(|record| record.uuid).unwrap_err();
+            let why = record(text, TERMS).map(|record| record.uuid).unwrap_err();
             assert!(why.contains(expected), "{text}: {why}");
         }
         let large = format!(r#"{{"event":"e","distinct_id":"u","properties":{{"a":"{}"}}}}"#, "x".repeat(2000));
         let terms = Terms { max_event_bytes: 1024, ..TERMS };
-        assert!(record_of(&large, 1, terms).map(|record| record.uuid).unwrap_err().contains("1024"));
+        assert!(record(&large, terms).map(|record| record.uuid).unwrap_err().contains("1024"));
+    }
+
+    #[test]
+    fn a_number_keeps_its_value_if_not_its_spelling() {
+        let out = sent(r#"{"event":"e","distinct_id":"u","properties":{"a":1.10,"b":1e2,"c":0.10000000000000000001}}"#);
+        assert!(out.contains(r#"{"a":1.1,"b":100.0,"c":0.10000000000000000001"#), "{out}");
     }
 
     #[test]
     fn a_batch_object_is_its_events_and_an_event_is_none() {
         let text = r#"{"api_key":"phc_1","historical_migration":true,"batch":[{"event":"a"},{"event":"b"}]}"#;
-        assert_eq!(
-            batch_of(text).unwrap().iter().map(|raw| raw.get()).collect::<Vec<_>>().concat(),
-            r#"{"event":"a"}{"event":"b"}"#
-        );
-        assert!(batch_of(r#"{"event":"a","distinct_id":"u"}"#).is_none());
+        let batch = batch_of(text, TERMS).unwrap().unwrap();
+        assert_eq!(batch.iter().map(|raw| raw.get()).collect::<Vec<_>>().concat(), r#"{"event":"a"}{"event":"b"}"#);
+        for text in [r#"{"event":"a","distinct_id":"u"}"#, "no object"] {
+            assert!(batch_of(text, TERMS).unwrap().is_none());
+        }
+        for (text, expected) in [
+            (r#"{"event":"a","distinct_id":"u","batch":[{"event":"b"}]}"#, "at once"),
+            (r#"{"batch":[{"event":"a"}],"batch":[{"event":"b"}]}"#, "more than once"),
+            (r#"{"batch":{"event":"a"}}"#, "not a list"),
+            (r#"{"batch":[{"event":"a"}],"api_key":"phc_2"}"#, "\"api_key\" begins with phc_2"),
+            (r#"{"batch":[{"event":"a"}],"token":"phc_2"}"#, "another project"),
+        ] {
+            let why = batch_of(text, TERMS).unwrap_err();
+            assert!(why.contains(expected), "{text}: {why}");
+        }
         assert!(is_unfinished(r#"{"batch":["#) && !is_unfinished("{]") && !is_unfinished("{}"));
     }
 }

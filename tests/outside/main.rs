@@ -34,6 +34,7 @@ mod refusals;
 mod runs;
 mod runtimes;
 mod termination;
+mod tool_files;
 mod tool_fix;
 mod tool_forget;
 mod tool_move;

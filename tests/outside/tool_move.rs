@@ -19,23 +19,23 @@ use uuid::Uuid;
 use crate::apart::{NOBODY, apart_to_death};
 use crate::fixture::{Fixture, KEY, PATIENCE, Place, accepted, eventually, take, tool_for_everybody};
 
-const OTHER_KEY: &str = "phc_moved";
+pub(crate) const OTHER_KEY: &str = "phc_moved";
 
 /// The command with these arguments, in an environment without settings.
-fn command(args: &[&str]) -> Command {
+pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = sink::command(env!("CARGO_BIN_EXE_posthog-queue"));
     command.env_clear().env("POSTHOG_PROXY", "none").env("POSTHOG_RETRY_AFTER_CAP", "1s").args(args);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
-fn run(args: &[&str]) -> Output {
+pub(crate) fn run(args: &[&str]) -> Output {
     command(args).output().unwrap()
 }
 
 /// What a command prints that ends with this status.
 #[track_caller]
-fn must(status: i32, args: &[&str]) -> String {
+pub(crate) fn must(status: i32, args: &[&str]) -> String {
     let output = run(args);
     let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(status), "{args:?}\n{out}\n{error}");
@@ -44,26 +44,26 @@ fn must(status: i32, args: &[&str]) -> String {
 
 /// The objects that a command prints with `--json`.
 #[track_caller]
-fn objects(status: i32, args: &[&str]) -> Vec<Value> {
+pub(crate) fn objects(status: i32, args: &[&str]) -> Vec<Value> {
     let args: Vec<_> = args.iter().copied().chain(["--json"]).collect();
     must(status, &args).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn uuids(objects: &[Value]) -> Vec<String> {
+pub(crate) fn uuids(objects: &[Value]) -> Vec<String> {
     objects.iter().map(|object| object["uuid"].as_str().unwrap().to_owned()).collect()
 }
 
-fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
 /// The uuid of the event number `n` of these tests.
-fn nth(n: u64) -> Uuid {
+pub(crate) fn nth(n: u64) -> Uuid {
     Uuid::from_u128(0x0197_a1b2_0000_7000_8000_0000_0000_0000 + u128::from(n))
 }
 
 /// Writes `count` events as JSON lines.
-fn write_events(path: &Path, count: u64) -> BTreeSet<Uuid> {
+pub(crate) fn write_events(path: &Path, count: u64) -> BTreeSet<Uuid> {
     let mut text = String::new();
     for n in 0..count {
         let (uuid, second) = (nth(n), n % 60);
@@ -78,7 +78,7 @@ fn write_events(path: &Path, count: u64) -> BTreeSet<Uuid> {
 }
 
 /// Content of all files below a directory.
-fn content(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+pub(crate) fn content(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
         if entry.is_dir() {
@@ -91,7 +91,7 @@ fn content(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     all
 }
 
-fn offline() -> Fixture {
+pub(crate) fn offline() -> Fixture {
     let fixture = Fixture::new();
     fixture.sink.stop();
     fixture
@@ -233,6 +233,11 @@ fn an_export_that_is_imported_and_sent_is_byte_for_byte_the_same() {
 /// Runs a command again and again and kills it, each time later, until one run ends by itself. Returns its status and how
 /// often it was killed.
 fn until_it_ends(args: &[&str]) -> (Option<i32>, u32) {
+    until_it_ends_with(args, || {})
+}
+
+/// [`until_it_ends`], with a check after each kill.
+pub(crate) fn until_it_ends_with(args: &[&str], mut check: impl FnMut()) -> (Option<i32>, u32) {
     let mut kills = 0;
     loop {
         let mut child = command(args).stdout(Stdio::null()).spawn().unwrap();
@@ -250,6 +255,7 @@ fn until_it_ends(args: &[&str]) -> (Option<i32>, u32) {
         child.kill().unwrap();
         child.wait().unwrap();
         kills += 1;
+        check();
     }
 }
 
@@ -404,7 +410,7 @@ fn a_bad_line_stops_an_import_until_it_is_corrected_or_skipped() {
 fn batches_are_imported_and_events_without_uuids_get_stable_ones() {
     let fixture = Fixture::new();
     let file = fixture.folder().join("batch.json");
-    let batch = json!({"api_key": "phc_x", "batch": [
+    let batch = json!({"api_key": KEY, "batch": [
         {"event": "a", "distinct_id": "u", "properties": {"n": 1}},
         {"event": "b", "properties": {"distinct_id": "v"}, "$set": {"plan": "pro"}},
     ]});

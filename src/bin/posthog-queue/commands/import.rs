@@ -37,7 +37,8 @@ pub(crate) struct Args {
     /// Import content that was imported before
     #[arg(long)]
     again: bool,
-    /// Remove what an unfinished import of another file has imported; it is still in that file
+    /// Remove what an unfinished import of another file, or of this one before it was changed, has imported; it is still
+    /// in that file
     #[arg(long)]
     restart: bool,
 }
