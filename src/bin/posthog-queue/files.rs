@@ -1,97 +1,227 @@
-//! Files of events: compressed by their suffix, written as a whole or not at all.
+//! Files of events: compressed by their suffix, written as a whole or not at all. And the one way in which a command puts
+//! a file in the place of another.
 
 use std::cell::Cell;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, BufRead, BufReader, BufWriter, Cursor, Read, Write};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use posthog::inspect;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use uuid::Uuid;
 
 use crate::Failure;
+use crate::output::Unwritten;
 
 /// `-` stands for standard input or output.
 pub(crate) fn is_standard(path: &Path) -> bool {
     path == Path::new("-")
 }
 
-/// A file that appears under its name when it is complete.
-pub(crate) struct OutFile {
-    to: Compressed,
-    /// The unfinished file and its name when it is complete; `None` for standard output.
-    file: Option<(File, PathBuf, PathBuf)>,
+fn failed(path: &Path, error: &io::Error) -> Failure {
+    format!("{}: {error}; it was not changed", path.display()).into()
+}
+
+/// Fails unless a file at this path may be replaced or created: it is a regular file, or there is none, and it is in no
+/// queue. What else has a name (a device, a FIFO, a link) would be gone, and a queue's files are the library's.
+pub(crate) fn check_target(path: &Path) -> Result<(), Failure> {
+    let shown = path.display();
+    match path.symlink_metadata() {
+        Ok(found) if found.is_file() => {}
+        Ok(found) => {
+            let what = kind_of(found.file_type());
+            return Err(format!(
+                "{shown} is {what} and was not changed; name a regular file or a new one, or write to standard output and \
+                 redirect it"
+            )
+            .into());
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(path, &error)),
+    }
+    let dir = dir_of(path).canonicalize().map_err(|error| failed(path, &error))?;
+    match dir.ancestors().find(|dir| is_of_queues(dir)) {
+        Some(queues) => Err(format!(
+            "{shown} is inside the queue directory {} and was not written; name a file somewhere else",
+            queues.display()
+        )
+        .into()),
+        None => Ok(()),
+    }
+}
+
+fn kind_of(found: fs::FileType) -> &'static str {
+    match found {
+        found if found.is_dir() => "a directory",
+        found if found.is_symlink() => "a link",
+        found if found.is_fifo() => "a FIFO",
+        found if found.is_socket() => "a socket",
+        _ => "a device",
+    }
+}
+
+/// Whether the directory is a queue, also one that is being filled, or contains some.
+fn is_of_queues(dir: &Path) -> bool {
+    let has_queue = |queues: Vec<inspect::QueueDir>| queues.iter().any(|queue| queue.path().join("lock").exists());
+    dir.join("queue.redb").exists() || inspect::queues(dir).is_ok_and(has_queue)
+}
+
+fn dir_of(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// A file that takes the place of another in one step, when it is complete: whoever reads that name finds the old content
+/// or the new one, whole, also after a kill or a power cut. Until then it is beside it, under a name that nobody else has
+/// and that ends in `.part`; it is removed if it is not completed.
+pub(crate) struct Replacement {
+    file: File,
+    unfinished: PathBuf,
+    path: PathBuf,
+    /// Opened before anything is written, so that it cannot fail afterwards.
+    dir: File,
     is_done: bool,
 }
 
-enum Compressed {
-    Plain(BufWriter<Box<dyn Write>>),
-    Gzip(flate2::write::GzEncoder<BufWriter<Box<dyn Write>>>),
-    Zstd(zstd::stream::write::Encoder<'static, BufWriter<Box<dyn Write>>>),
-}
-
-impl OutFile {
-    /// Begins a file, as `<path>.part`. Only its owner may read it: events contain personal data.
-    pub(crate) fn create(path: &Path) -> Result<Self, Failure> {
-        let at = |path: &Path, error: io::Error| -> Failure { format!("{}: {error}", path.display()).into() };
-        let (out, file): (Box<dyn Write>, _) = if is_standard(path) {
-            (Box::new(io::stdout()), None)
-        } else {
-            let mut part = path.as_os_str().to_owned();
-            part.push(".part");
-            let part = PathBuf::from(part);
-            let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part);
-            let file = file.map_err(|error| at(&part, error))?;
-            let clone = file.try_clone().map_err(|error| at(&part, error))?;
-            (Box::new(clone), Some((file, part, path.to_path_buf())))
-        };
-        let out = BufWriter::with_capacity(64 * 1024, out);
-        let to = match path.extension().and_then(|suffix| suffix.to_str()) {
-            Some("gz") => Compressed::Gzip(flate2::write::GzEncoder::new(out, flate2::Compression::default())),
-            Some("zst") => Compressed::Zstd(zstd::stream::write::Encoder::new(out, 3)?),
-            _ => Compressed::Plain(out),
-        };
-        Ok(Self { to, file, is_done: false })
+impl Replacement {
+    /// Begins a file of this mode, whatever the umask is.
+    pub(crate) fn begin(path: &Path, mode: u32) -> Result<Self, Failure> {
+        check_target(path)?;
+        let at = |error: io::Error| failed(path, &error);
+        let mut name = path.file_name().ok_or_else(|| at(io::ErrorKind::InvalidFilename.into()))?.to_os_string();
+        name.push(format!(".{}.part", Uuid::now_v7().simple()));
+        let unfinished = path.with_file_name(name);
+        let dir = File::open(dir_of(path)).map_err(at)?;
+        // What has that name already, a link for example, is not opened.
+        let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&unfinished).map_err(at)?;
+        let begun = Self { file, unfinished, path: path.into(), dir, is_done: false };
+        begun.file.set_permissions(Permissions::from_mode(mode)).map_err(at)?;
+        Ok(begun)
     }
 
-    pub(crate) fn line(&mut self, line: &str) -> Result<(), Failure> {
-        let out: &mut dyn Write = match &mut self.to {
-            Compressed::Plain(out) => out,
-            Compressed::Gzip(out) => out,
-            Compressed::Zstd(out) => out,
-        };
-        out.write_all(line.as_bytes())?;
-        Ok(out.write_all(b"\n")?)
+    fn at(&self, error: &io::Error) -> Failure {
+        failed(&self.path, error)
+    }
+
+    pub(crate) fn write(&mut self, text: &str) -> Result<(), Failure> {
+        self.file.write_all(text.as_bytes()).map_err(|error| self.at(&error))
     }
 
     /// Makes the file durable and gives it its name. Returns its bytes.
-    pub(crate) fn finish(mut self) -> Result<u64, Failure> {
-        match &mut self.to {
-            Compressed::Plain(out) => out.flush()?,
-            Compressed::Gzip(out) => {
-                out.try_finish()?;
-                out.get_mut().flush()?;
-            }
-            Compressed::Zstd(out) => {
-                out.do_finish()?;
-                out.flush()?;
-            }
-        }
-        let Some((file, part, path)) = &self.file else { return Ok(0) };
-        file.sync_all()?;
-        let bytes = file.metadata()?.len();
-        fs::rename(part, path)?;
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(parent)?.sync_all()?;
+    pub(crate) fn complete(mut self) -> Result<u64, Failure> {
+        let synced = self.file.sync_all().and_then(|()| self.file.metadata());
+        let bytes = synced.map_err(|error| self.at(&error))?.len();
+        check_target(&self.path)?;
+        fs::rename(&self.unfinished, &self.path).map_err(|error| self.at(&error))?;
         self.is_done = true;
+        self.dir.sync_all().map_err(|error| -> Failure {
+            format!("{} was replaced, but may be the old one after a power cut: {error}", self.path.display()).into()
+        })?;
         Ok(bytes)
     }
 }
 
-impl Drop for OutFile {
+impl Drop for Replacement {
     fn drop(&mut self) {
-        if let Some((_, part, _)) = self.file.as_ref().filter(|_| !self.is_done) {
-            // What is not complete must not be taken for an export.
-            let _ = fs::remove_file(part);
+        if !self.is_done {
+            // What is not complete must not be taken for the file.
+            let _ = fs::remove_file(&self.unfinished);
         }
+    }
+}
+
+/// A file of events, or standard output.
+pub(crate) struct OutFile {
+    to: Compressed,
+    path: PathBuf,
+    /// `None` for standard output.
+    file: Option<Replacement>,
+    /// Set by a signal that asks the process to end.
+    stop: Arc<AtomicBool>,
+}
+
+type Out = BufWriter<Box<dyn Write>>;
+
+enum Compressed {
+    Plain(Out),
+    Gzip(flate2::write::GzEncoder<Out>),
+    Zstd(zstd::stream::write::Encoder<'static, Out>),
+}
+
+impl Compressed {
+    fn line(&mut self, line: &str) -> io::Result<()> {
+        let out: &mut dyn Write = match self {
+            Self::Plain(out) => out,
+            Self::Gzip(out) => out,
+            Self::Zstd(out) => out,
+        };
+        out.write_all(line.as_bytes())?;
+        out.write_all(b"\n")
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(out) => out.flush(),
+            Self::Gzip(out) => {
+                out.try_finish()?;
+                out.get_mut().flush()
+            }
+            Self::Zstd(out) => {
+                out.do_finish()?;
+                out.flush()
+            }
+        }
+    }
+}
+
+impl OutFile {
+    /// Begins a file. Only its owner may read it: events contain personal data. From here on SIGINT and SIGTERM end the
+    /// writing, and what was written is removed.
+    pub(crate) fn create(path: &Path) -> Result<Self, Failure> {
+        let (out, file): (Box<dyn Write>, _) = if is_standard(path) {
+            (Box::new(io::stdout()), None)
+        } else {
+            let file = Replacement::begin(path, 0o600)?;
+            let clone = file.file.try_clone().map_err(|error| file.at(&error))?;
+            (Box::new(clone), Some(file))
+        };
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM].into_iter().filter(|_| file.is_some()) {
+            // The second one ends the process at once.
+            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop))?;
+            signal_hook::flag::register(signal, Arc::clone(&stop))?;
+        }
+        let out = BufWriter::with_capacity(64 * 1024, out);
+        let suffix = path.extension().and_then(|suffix| suffix.to_str()).unwrap_or_default().to_ascii_lowercase();
+        let to = match suffix.as_str() {
+            "gz" => Compressed::Gzip(flate2::write::GzEncoder::new(out, flate2::Compression::default())),
+            "zst" => Compressed::Zstd(zstd::stream::write::Encoder::new(out, 3)?),
+            _ => Compressed::Plain(out),
+        };
+        Ok(Self { to, path: path.into(), file, stop })
+    }
+
+    pub(crate) fn line(&mut self, line: &str) -> Result<(), Failure> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(format!("stopped by a signal; {} was not changed", self.path.display()).into());
+        }
+        self.to.line(line).map_err(|error| self.unwritten(error))
+    }
+
+    fn unwritten(&self, error: io::Error) -> Failure {
+        match &self.file {
+            Some(file) => file.at(&error),
+            None => Unwritten(error).into(),
+        }
+    }
+
+    /// Makes the file durable and gives it its name. Returns its bytes.
+    pub(crate) fn finish(mut self) -> Result<u64, Failure> {
+        self.to.finish().map_err(|error| self.unwritten(error))?;
+        self.file.take().map_or(Ok(0), Replacement::complete)
     }
 }
 
@@ -115,12 +245,15 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
+/// The bytes by which a compressed file is recognized, at most.
+const MAGIC_BYTES: u64 = 4;
+
 /// Opens a file for reading. How it is compressed is recognized by its first bytes.
 pub(crate) fn open(path: &Path) -> Result<InFile, Failure> {
+    let failed = |error: io::Error| format!("{}: {error}", path.display());
     let (input, bytes): (Box<dyn Read>, u64) = if is_standard(path) {
         (Box::new(io::stdin()), 0)
     } else {
-        let failed = |error: io::Error| format!("{}: {error}", path.display());
         let file = File::open(path).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
         if metadata.is_dir() {
@@ -130,10 +263,14 @@ pub(crate) fn open(path: &Path) -> Result<InFile, Failure> {
     };
     let position = Rc::new(Cell::new(0));
     let mut input = BufReader::with_capacity(64 * 1024, Counted(input, Rc::clone(&position)));
-    let head = input.fill_buf()?;
-    let input: Box<dyn BufRead> = if head.starts_with(&[0x1f, 0x8b]) {
+    // One read of a pipe may return less than that.
+    let mut head = Vec::new();
+    input.by_ref().take(MAGIC_BYTES).read_to_end(&mut head).map_err(failed)?;
+    let (is_gzip, is_zstd) = (head.starts_with(&[0x1f, 0x8b]), head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]));
+    let input = Cursor::new(head).chain(input);
+    let input: Box<dyn BufRead> = if is_gzip {
         Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(input)))
-    } else if head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+    } else if is_zstd {
         Box::new(BufReader::new(zstd::stream::read::Decoder::with_buffer(input)?))
     } else {
         Box::new(input)

@@ -33,6 +33,7 @@ Exit status:
   0  all is well, or the command did what it was asked for
   1  the command found something: events that are stuck, damage, a loss
   2  the command could not be carried out; nothing was changed unless it says so
+  141  what reads standard output has ended (`| head`) before all was written
 
 Without a directory, commands use the one that a program with the same environment would use: POSTHOG_QUEUE_DIR, or \
 `posthog` below STATE_DIRECTORY, XDG_STATE_HOME or ~/.local/state.";
@@ -51,13 +52,17 @@ enum Verdict {
 /// Why a command could not be carried out. Printed with its sources; exit status 2.
 type Failure = Box<dyn std::error::Error>;
 
+/// The exit status that a shell reports of a process that SIGPIPE has ended, as it ends most tools whose output nobody
+/// reads. This one must not end at any write: it may be about to remove a file.
+const CLOSED_PIPE: u8 = 141;
+
 fn main() -> ExitCode {
     let args = Args::parse();
     let mut output = Output::new(args.output);
     match args.command.run(&mut output).and_then(|verdict| output.finish().map(|()| verdict)) {
         Ok(verdict) => ExitCode::from(verdict as u8),
-        // `posthog-queue list | head` is no failure.
-        Err(failure) if is_closed_pipe(failure.as_ref()) => ExitCode::SUCCESS,
+        // It is quiet, but it has not done all that it was asked for.
+        Err(failure) if output::is_closed_pipe(failure.as_ref()) => ExitCode::from(CLOSED_PIPE),
         Err(failure) => {
             output.failed(failure.as_ref());
             advise(failure.as_ref(), &mut output);
@@ -81,12 +86,4 @@ pub(crate) fn quoted(arg: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
     let needs_none = !arg.is_empty() && arg.chars().all(is_plain);
     if needs_none { arg.to_owned() } else { format!("'{}'", arg.replace('\'', "'\\''")) }
-}
-
-fn is_closed_pipe(failure: &(dyn std::error::Error + 'static)) -> bool {
-    let kind = match failure.downcast_ref::<serde_json::Error>() {
-        Some(error) => error.io_error_kind(),
-        None => failure.downcast_ref::<std::io::Error>().map(std::io::Error::kind),
-    };
-    kind == Some(std::io::ErrorKind::BrokenPipe)
 }

@@ -37,6 +37,19 @@ pub(crate) struct OutputArgs {
 pub(crate) struct Output {
     args: OutputArgs,
     out: BufWriter<StdoutLock<'static>>,
+    /// Something that was to be written could not be, whatever became of the failure.
+    unwritten: Option<io::ErrorKind>,
+}
+
+/// Standard output could not be written to. Every command that writes results ends with it; see `main` for the exit
+/// status.
+#[derive(Debug, thiserror::Error)]
+#[error("standard output could not be written to")]
+pub(crate) struct Unwritten(#[source] pub(crate) io::Error);
+
+/// Whether the reader of standard output has ended: `posthog-queue list | head`. There is nobody to tell.
+pub(crate) fn is_closed_pipe(failure: &(dyn Error + 'static)) -> bool {
+    failure.downcast_ref::<Unwritten>().is_some_and(|unwritten| unwritten.0.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// The meaning of a colour.
@@ -52,7 +65,7 @@ const WIDTH: u16 = 80;
 
 impl Output {
     pub(crate) fn new(args: OutputArgs) -> Self {
-        Self { args, out: BufWriter::new(io::stdout().lock()) }
+        Self { args, out: BufWriter::new(io::stdout().lock()), unwritten: None }
     }
 
     /// Whether JSON is asked for.
@@ -65,15 +78,26 @@ impl Output {
         io::stdout().is_terminal()
     }
 
+    /// The failure of a write to standard output, if it is one.
+    fn written(&mut self, result: io::Result<()>) -> Result<(), Failure> {
+        result.map_err(|error| {
+            self.unwritten = Some(error.kind());
+            Unwritten(error).into()
+        })
+    }
+
     /// Writes one line.
     pub(crate) fn line(&mut self, line: impl AsRef<str>) -> Result<(), Failure> {
-        Ok(writeln!(self.out, "{}", line.as_ref())?)
+        let written = writeln!(self.out, "{}", line.as_ref());
+        self.written(written)
     }
 
     /// Writes one object as a line of JSON.
     pub(crate) fn json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
-        serde_json::to_writer(&mut self.out, value)?;
-        Ok(self.out.write_all(b"\n")?)
+        let mut line = serde_json::to_vec(value)?;
+        line.push(b'\n');
+        let written = self.out.write_all(&line);
+        self.written(written)
     }
 
     /// Writes rows under headings, fit for 80 columns.
@@ -98,7 +122,8 @@ impl Output {
 
     /// Writes text as it is, without the end of a line.
     pub(crate) fn raw(&mut self, text: &str) -> Result<(), Failure> {
-        Ok(self.out.write_all(text.as_bytes())?)
+        let written = self.out.write_all(text.as_bytes());
+        self.written(written)
     }
 
     /// The text in the colour of its meaning, on a terminal only.
@@ -134,7 +159,7 @@ impl Output {
         if self.args.yes {
             return Ok(true);
         }
-        self.out.flush()?;
+        self.flush()?;
         if !io::stdin().is_terminal() {
             return Err(format!("{question} This cannot be undone: repeat the command with --yes").into());
         }
@@ -148,13 +173,17 @@ impl Output {
 
     /// Writes a note to standard error, also with `--json`.
     pub(crate) fn note(&mut self, text: &str) {
-        let _ = self.out.flush();
+        // If it fails, `finish` says so.
+        let _ = self.flush();
         // There is nobody else to report to.
         let _ = writeln!(io::stderr(), "{text}");
     }
 
-    /// Writes a failure with its sources.
-    pub(crate) fn failed(&mut self, failure: &dyn Error) {
+    /// Writes a failure with its sources; nothing if the reader of standard output has ended.
+    pub(crate) fn failed(&mut self, failure: &(dyn Error + 'static)) {
+        if is_closed_pipe(failure) {
+            return;
+        }
         let mut text = format!("posthog-queue: {failure}");
         let mut source = failure.source();
         while let Some(cause) = source {
@@ -166,12 +195,14 @@ impl Output {
 
     /// Makes what was written visible now, as `--watch` needs it.
     pub(crate) fn flush(&mut self) -> Result<(), Failure> {
-        Ok(self.out.flush()?)
+        let written = self.out.flush();
+        self.written(written)
     }
 
-    /// Writes what is still buffered.
+    /// Writes what is still buffered. Fails if anything could not be written.
     pub(crate) fn finish(&mut self) -> Result<(), Failure> {
-        self.flush()
+        self.flush()?;
+        self.unwritten.map_or(Ok(()), |kind| Err(Unwritten(kind.into()).into()))
     }
 }
 
