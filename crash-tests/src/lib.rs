@@ -20,13 +20,14 @@
 //! `cargo test` runs a short set of everything; `cargo run -p crash-tests --release --bin runner -- --kills 500` the
 //! long one. Both fail if a crash point was not reached by any run.
 //!
-//! Processes are killed here, not machines. Power failures are simulated elsewhere, at the disk interface.
+//! The power is cut in [`power`], on file systems of their own (`cargo run -p crash-tests --release --bin powercut`).
 
 pub mod crash_reports;
 mod fixture;
 mod ledger;
 pub mod oracle;
 mod pages;
+pub mod power;
 pub mod protocol;
 pub mod scenario;
 mod setup;

@@ -18,6 +18,8 @@ pub struct Rules {
     pub poison: bool,
     /// The queue is bounded: missing events must have been counted as evicted.
     pub evicts: bool,
+    /// The power was cut: events may be missing that were not synced. [`crate::power::verdict`] judges which.
+    pub power_cuts: bool,
 }
 
 /// Whether a stand-in with poison refuses this event: one in 40 of each thread, so that many batches contain one.
@@ -64,7 +66,7 @@ impl History {
                     self.dropped.insert(key, reason);
                     key
                 }
-                Line::Open | Line::Ledger(_) => continue,
+                Line::Open | Line::Persisted(_) | Line::Round | Line::Ledger(_) => continue,
             };
             let last = self.last.entry((key.run, key.thread)).or_default();
             *last = key.n.max(*last);
@@ -114,7 +116,7 @@ pub fn findings(history: &History, events: &[Event], rules: Rules) -> Vec<String
         }
     }
     let mut lost = Findings::new("LOST: acknowledged but did not arrive");
-    let may_be_missing = |key: &Key| rules.evicts || (rules.poison && is_poison(key));
+    let may_be_missing = |key: &Key| rules.evicts || rules.power_cuts || (rules.poison && is_poison(key));
     let missing = history.acknowledged.iter().filter(|(uuid, key)| !first.contains_key(uuid) && !may_be_missing(key));
     missing.for_each(|(uuid, _)| lost.add(*uuid));
     let mut twins = Findings::new("the uuid of two events");

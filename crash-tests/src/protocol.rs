@@ -25,6 +25,12 @@ impl Key {
         let number = |name: &str| u32::try_from(properties.get(name)?.as_u64()?).ok();
         Some(Self { run: number("run")?, thread: number("thread")?, n: number("n")? })
     }
+
+    /// The key in a line: three numbers.
+    fn parse(text: &str) -> Option<Self> {
+        let [run, thread, n] = text.split(' ').collect::<Vec<_>>().try_into().ok()?;
+        Some(Self { run: run.parse().ok()?, thread: thread.parse().ok()?, n: n.parse().ok()? })
+    }
 }
 
 /// A line of output.
@@ -36,6 +42,10 @@ pub enum Line {
     Acknowledged(Key, Uuid),
     /// `capture` has returned `Dropped` with this reason.
     Dropped(Key, String),
+    /// `Receipt::persisted` of the event has resolved.
+    Persisted(Key),
+    /// The victim's measure of the disk begins its next round ([`crate::power`]).
+    Round,
     /// The counters, at the end of a run that ended on its own.
     Ledger(Ledger),
 }
@@ -46,10 +56,12 @@ impl Line {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         match word {
             "open" => Some(Self::Open),
+            "round" => Some(Self::Round),
+            "persisted" => Key::parse(rest).map(Self::Persisted),
             "ledger" => Ledger::parse(rest).map(Self::Ledger),
             "acknowledged" | "dropped" => {
-                let [run, thread, n, last] = rest.splitn(4, ' ').collect::<Vec<_>>()[..] else { return None };
-                let key = Key { run: run.parse().ok()?, thread: thread.parse().ok()?, n: n.parse().ok()? };
+                let (key, last) = rest.match_indices(' ').nth(2).map(|(end, _)| (&rest[..end], &rest[end + 1..]))?;
+                let key = Key::parse(key)?;
                 match word {
                     "acknowledged" => Some(Self::Acknowledged(key, last.parse().ok()?)),
                     _ => Some(Self::Dropped(key, last.to_owned())),
@@ -64,6 +76,8 @@ impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Open => f.write_str("open"),
+            Self::Round => f.write_str("round"),
+            Self::Persisted(Key { run, thread, n }) => write!(f, "persisted {run} {thread} {n}"),
             Self::Acknowledged(Key { run, thread, n }, uuid) => write!(f, "acknowledged {run} {thread} {n} {uuid}"),
             Self::Dropped(Key { run, thread, n }, reason) => write!(f, "dropped {run} {thread} {n} {reason}"),
             Self::Ledger(ledger) => write!(f, "ledger {ledger}"),
@@ -122,6 +136,8 @@ mod tests {
             Line::Open,
             Line::Acknowledged(key, Uuid::from_u128(9)),
             Line::Dropped(key, "JournalFull for now".to_owned()),
+            Line::Persisted(key),
+            Line::Round,
             Line::Ledger(ledger),
         ] {
             assert_eq!(Line::parse(&line.to_string()), Some(line));
@@ -131,7 +147,7 @@ mod tests {
 
     #[test]
     fn orders_survive_the_command_line() {
-        let setup = Setup { queue_events: 7, ..Setup::default().small().padded(9).with_ai() };
+        let setup = Setup { queue_events: 7, awaits: 4, rounds: true, ..Setup::default().small().padded(9).with_ai() };
         let (host, queue) = ("h".to_owned(), "q w".to_owned());
         let orders = Orders { host, queue, run: 1, threads: 2, events: u32::MAX, setup };
         assert_eq!(Orders::from_args(orders.to_args()), Some(orders));

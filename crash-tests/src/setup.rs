@@ -16,6 +16,10 @@ pub struct Setup {
     pub queue_events: u32,
     /// Every other event is an AI event, in a queue of its own.
     pub ai: bool,
+    /// After this many events, a thread waits until the last one is persisted; 0 is never.
+    pub awaits: u32,
+    /// The victim measures the disk ([`crate::power`]).
+    pub rounds: bool,
 }
 
 impl Setup {
@@ -46,18 +50,20 @@ impl Setup {
 
     /// Encodes it as one argument.
     pub fn to_arg(self) -> String {
-        let Self { small_journal, no_map, burst, padding, queue_events, ai } = self;
-        let flags = [small_journal, no_map, burst, ai].map(u32::from);
-        let numbers = [flags[0], flags[1], flags[2], flags[3], padding, queue_events];
-        numbers.map(|number| number.to_string()).join(",")
+        let Self { small_journal, no_map, burst, padding, queue_events, ai, awaits, rounds } = self;
+        let flags = [small_journal, no_map, burst, ai, rounds].map(u32::from);
+        let numbers = flags.into_iter().chain([padding, queue_events, awaits]);
+        numbers.map(|number| number.to_string()).collect::<Vec<_>>().join(",")
     }
 
     /// Parses the output of [`Setup::to_arg`].
     pub fn from_arg(arg: &str) -> Option<Self> {
         let numbers: Vec<u32> = arg.split(',').map(str::parse).collect::<Result<_, _>>().ok()?;
-        let [small_journal, no_map, burst, ai, padding, queue_events] = numbers[..] else { return None };
+        let [small_journal, no_map, burst, ai, rounds, padding, queue_events, awaits] = numbers[..] else {
+            return None;
+        };
         let is = |flag: u32| flag != 0;
-        let (small_journal, no_map, burst, ai) = (is(small_journal), is(no_map), is(burst), is(ai));
-        Some(Self { small_journal, no_map, burst, padding, queue_events, ai })
+        let [small_journal, no_map, burst, ai, rounds] = [small_journal, no_map, burst, ai, rounds].map(is);
+        Some(Self { small_journal, no_map, burst, padding, queue_events, ai, awaits, rounds })
     }
 }

@@ -116,6 +116,16 @@ impl RunningVictim {
         self.output.wait_for(|state| state.acknowledged >= count, timeout, "acknowledge enough events")
     }
 
+    /// Waits until it has opened its queue.
+    pub(crate) fn wait_until_open(&self, timeout: Duration) -> Result<(), Failure> {
+        self.output.wait_for(|state| state.lines.contains(&Line::Open), timeout, "open its queue")
+    }
+
+    /// The number of lines that it has written so far, and that were read.
+    pub(crate) fn written(&self) -> usize {
+        self.output.state().lines.len()
+    }
+
     /// The events it has acknowledged so far.
     pub fn acknowledged(&self) -> Vec<Uuid> {
         let acknowledged = |line: &Line| if let Line::Acknowledged(_, uuid) = line { Some(*uuid) } else { None };

@@ -3,7 +3,9 @@
 #![allow(clippy::print_stdout, reason = "stdout is how a victim speaks")]
 
 use std::error::Error;
+use std::fs::File;
 use std::io::{self, Read, Write};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(50);
 /// About 2,000 events per second and thread, so that a run goes through many states of the pipeline with few events.
 const BURST: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(5);
+const SYNC_INTERVAL: Duration = Duration::from_millis(20);
 
 fn main() -> Result<(), Box<dyn Error>> {
     let usage = "usage: victim HOST QUEUE RUN THREADS EVENTS SETUP";
@@ -23,6 +26,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let client = Client::new(config(&orders))?;
     say(&Line::Open)?;
     thread::scope(|scope| {
+        if orders.setup.rounds {
+            scope.spawn(|| measure(&orders.queue));
+        }
         let capture = |thread| capture(&client, &orders, thread);
         let threads: Vec<_> = (0..orders.threads).map(|thread| scope.spawn(move || capture(thread))).collect();
         threads.into_iter().filter_map(|thread| thread.join().ok()).collect::<io::Result<()>>()
@@ -42,7 +48,7 @@ fn config(orders: &Orders) -> Config {
         .queue_dir(&orders.queue)
         .flush_at(20)
         .flush_interval(millis(30))
-        .sync_interval(millis(20))
+        .sync_interval(SYNC_INTERVAL)
         .ack_interval(millis(40))
         .first_send_jitter(Duration::ZERO)
         .retry_backoff(millis(100), millis(200))
@@ -71,11 +77,27 @@ fn capture(client: &Client, orders: &Orders, thread: u32) -> io::Result<()> {
             (Outcome::Accepted, Some(uuid)) => say(&Line::Acknowledged(key, uuid))?,
             (outcome, _) => say(&Line::Dropped(key, format!("{outcome:?}")))?,
         }
+        let awaits = orders.setup.awaits > 0 && n % orders.setup.awaits == orders.setup.awaits - 1;
+        if awaits && receipt.persisted().wait(DRAIN_TIMEOUT).is_ok() {
+            say(&Line::Persisted(key))?;
+        }
         if n % BURST == 0 && !orders.setup.burst {
             thread::sleep(PAUSE);
         }
     }
     Ok(())
+}
+
+/// Measures what the disk and the machine allow at this moment: again and again waits for a sync interval, as the library
+/// does, and then syncs a file of its own beside the queue. Ends with the process.
+fn measure(queue: &str) -> io::Result<()> {
+    let mut file = File::create(Path::new(queue).with_extension("measure"))?;
+    loop {
+        say(&Line::Round)?;
+        thread::sleep(SYNC_INTERVAL);
+        file.write_all(b"round\n")?;
+        file.sync_data()?;
+    }
 }
 
 fn drain(client: &Client) -> Result<(), Box<dyn Error>> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use sink::Answer;
+use sink::{Answer, Sink};
 
 use super::{SOME_EVENTS, ScenarioResult, leave_a_backlog};
 use crate::fixture::Fixture;
@@ -25,7 +25,7 @@ pub fn random_kills(victim: &Path, kills: u32, seed: u64, rules: Rules) -> Resul
     let mut random = StdRng::seed_from_u64(seed);
     let mut fixture = Fixture::with(victim, rules)?;
     for _ in 0..kills {
-        change_server_behaviour(&fixture, &mut random);
+        change_server_behaviour(&fixture.sink, &mut random);
         let longest = if random.random_ratio(1, 4) { SHORT } else { LONG };
         let setup = any_setup(&mut random, rules);
         let run = fixture.start(&VictimRun::capturing(random.random_range(1..=4)).with(setup))?;
@@ -42,7 +42,7 @@ pub fn kill_with_ai_events(victim: &Path, kills: u32, seed: u64) -> Result<Scena
     let mut random = StdRng::seed_from_u64(seed);
     let mut fixture = Fixture::new(victim)?;
     for _ in 0..kills {
-        change_server_behaviour(&fixture, &mut random);
+        change_server_behaviour(&fixture.sink, &mut random);
         let setup = Setup { ai: random.random_ratio(2, 3), ..any_setup(&mut random, Rules::default()) };
         let run = fixture.start(&VictimRun::capturing(random.random_range(1..=2)).with(setup))?;
         thread::sleep(Duration::from_millis(random.random_range(0..=LONG * 2)));
@@ -73,11 +73,11 @@ pub fn kill_during_recovery(victim: &Path, kills: u32, seed: u64) -> Result<Scen
     ScenarioResult::on(fixture)
 }
 
-fn change_server_behaviour(fixture: &Fixture, random: &mut StdRng) {
-    fixture.sink.resume();
-    fixture.sink.default_answer(match random.random_range(0..10) {
+pub(crate) fn change_server_behaviour(sink: &Sink, random: &mut StdRng) {
+    sink.resume();
+    sink.default_answer(match random.random_range(0..10) {
         0 | 1 => {
-            fixture.sink.stop();
+            sink.stop();
             Answer::ok()
         }
         2 => Answer::status(503),
@@ -87,13 +87,13 @@ fn change_server_behaviour(fixture: &Fixture, random: &mut StdRng) {
     });
 }
 
-fn any_setup(random: &mut StdRng, rules: Rules) -> Setup {
+pub(crate) fn any_setup(random: &mut StdRng, rules: Rules) -> Setup {
     Setup {
         small_journal: random.random(),
         no_map: random.random_ratio(1, 3),
         burst: random.random_ratio(1, 10),
         padding: [0, 0, 300, 3_000][random.random_range(0..4)],
         queue_events: if rules.evicts { random.random_range(50..400) } else { 0 },
-        ai: false,
+        ..Setup::default()
     }
 }
