@@ -10,6 +10,7 @@
 //! - A [`scenario`] starts runs and kills them: at a named crash point of the library, at a random moment, during
 //!   recovery, beside another process.
 //! - The [`oracle`] compares the victims' output with what the stand-in received.
+//! - The [`soak`] inflicts faults of all kinds on two processes for minutes or hours.
 //! - [`crash_reports`] is about processes that die of panics and faults, and what the next start reports.
 //!
 //! The oracle checks that every acknowledged event is at the stand-in with its properties; that no refused event is;
@@ -31,6 +32,7 @@ pub mod power;
 pub mod protocol;
 pub mod scenario;
 mod setup;
+pub mod soak;
 mod victim_run;
 
 pub use fixture::Fixture;

@@ -66,7 +66,7 @@ impl History {
                     self.dropped.insert(key, reason);
                     key
                 }
-                Line::Open | Line::Persisted(_) | Line::Round | Line::Ledger(_) => continue,
+                Line::Open | Line::Persisted(_) | Line::Round | Line::ChildEnded | Line::Ledger(_) => continue,
             };
             let last = self.last.entry((key.run, key.thread)).or_default();
             *last = key.n.max(*last);

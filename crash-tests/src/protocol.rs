@@ -46,8 +46,40 @@ pub enum Line {
     Persisted(Key),
     /// The victim's measure of the disk begins its next round ([`crate::power`]).
     Round,
+    /// A forked child of a steady run has ended well.
+    ChildEnded,
     /// The counters, at the end of a run that ended on its own.
     Ledger(Ledger),
+}
+
+/// What a forked child of a steady run does: a line of the run's stdin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Child {
+    /// Exits at once.
+    Exits,
+    /// Captures a few events and exits, without closing its client.
+    Captures,
+    /// Captures a few events and closes its client.
+    Closes,
+}
+
+impl Child {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Exits, Self::Captures, Self::Closes];
+
+    /// The line that asks for it.
+    pub fn line(self) -> &'static str {
+        match self {
+            Self::Exits => "fork exits",
+            Self::Captures => "fork captures",
+            Self::Closes => "fork closes",
+        }
+    }
+
+    /// Parses [`Child::line`].
+    pub fn parse(line: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|child| child.line() == line)
+    }
 }
 
 impl Line {
@@ -58,6 +90,7 @@ impl Line {
             "open" => Some(Self::Open),
             "round" => Some(Self::Round),
             "persisted" => Key::parse(rest).map(Self::Persisted),
+            "child_ended" => Some(Self::ChildEnded),
             "ledger" => Ledger::parse(rest).map(Self::Ledger),
             "acknowledged" | "dropped" => {
                 let (key, last) = rest.match_indices(' ').nth(2).map(|(end, _)| (&rest[..end], &rest[end + 1..]))?;
@@ -78,6 +111,7 @@ impl fmt::Display for Line {
             Self::Open => f.write_str("open"),
             Self::Round => f.write_str("round"),
             Self::Persisted(Key { run, thread, n }) => write!(f, "persisted {run} {thread} {n}"),
+            Self::ChildEnded => f.write_str("child_ended"),
             Self::Acknowledged(Key { run, thread, n }, uuid) => write!(f, "acknowledged {run} {thread} {n} {uuid}"),
             Self::Dropped(Key { run, thread, n }, reason) => write!(f, "dropped {run} {thread} {n} {reason}"),
             Self::Ledger(ledger) => write!(f, "ledger {ledger}"),
@@ -134,6 +168,7 @@ mod tests {
         let ledger = Ledger { accepted: 7, delivered: 6, queued: 1, ..Ledger::default() };
         for line in [
             Line::Open,
+            Line::ChildEnded,
             Line::Acknowledged(key, Uuid::from_u128(9)),
             Line::Dropped(key, "JournalFull for now".to_owned()),
             Line::Persisted(key),
@@ -143,11 +178,13 @@ mod tests {
             assert_eq!(Line::parse(&line.to_string()), Some(line));
         }
         assert_eq!(Line::parse("acknowledged 1 2"), None);
+        assert!(Child::ALL.iter().all(|child| Child::parse(child.line()) == Some(*child)));
     }
 
     #[test]
     fn orders_survive_the_command_line() {
-        let setup = Setup { queue_events: 7, awaits: 4, rounds: true, ..Setup::default().small().padded(9).with_ai() };
+        let setup = Setup { queue_events: 7, awaits: 4, rounds: true, ..Setup::default() };
+        let setup = setup.small().padded(9).with_ai().steady(5);
         let (host, queue) = ("h".to_owned(), "q w".to_owned());
         let orders = Orders { host, queue, run: 1, threads: 2, events: u32::MAX, setup };
         assert_eq!(Orders::from_args(orders.to_args()), Some(orders));

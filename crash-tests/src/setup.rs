@@ -20,6 +20,9 @@ pub struct Setup {
     pub awaits: u32,
     /// The victim measures the disk ([`crate::power`]).
     pub rounds: bool,
+    /// Events per second of each thread, evenly spread, until stdin ends; 0: as fast as the other fields say. Such a
+    /// run forks whenever a line of stdin asks for it ([`crate::protocol::Child`]).
+    pub per_second: u32,
 }
 
 impl Setup {
@@ -48,22 +51,27 @@ impl Setup {
         Self { ai: true, ..self }
     }
 
+    /// The same with this many events per second of each thread.
+    pub fn steady(self, per_second: u32) -> Self {
+        Self { per_second, ..self }
+    }
+
     /// Encodes it as one argument.
     pub fn to_arg(self) -> String {
-        let Self { small_journal, no_map, burst, padding, queue_events, ai, awaits, rounds } = self;
+        let Self { small_journal, no_map, burst, padding, queue_events, ai, awaits, rounds, per_second } = self;
         let flags = [small_journal, no_map, burst, ai, rounds].map(u32::from);
-        let numbers = flags.into_iter().chain([padding, queue_events, awaits]);
+        let numbers = flags.into_iter().chain([padding, queue_events, awaits, per_second]);
         numbers.map(|number| number.to_string()).collect::<Vec<_>>().join(",")
     }
 
     /// Parses the output of [`Setup::to_arg`].
     pub fn from_arg(arg: &str) -> Option<Self> {
         let numbers: Vec<u32> = arg.split(',').map(str::parse).collect::<Result<_, _>>().ok()?;
-        let [small_journal, no_map, burst, ai, rounds, padding, queue_events, awaits] = numbers[..] else {
+        let [small_journal, no_map, burst, ai, rounds, padding, queue_events, awaits, per_second] = numbers[..] else {
             return None;
         };
         let is = |flag: u32| flag != 0;
         let [small_journal, no_map, burst, ai, rounds] = [small_journal, no_map, burst, ai, rounds].map(is);
-        Some(Self { small_journal, no_map, burst, padding, queue_events, ai, awaits, rounds })
+        Some(Self { small_journal, no_map, burst, padding, queue_events, ai, awaits, rounds, per_second })
     }
 }

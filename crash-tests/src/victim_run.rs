@@ -1,6 +1,6 @@
 //! One run of the victim: started, its output read, and killed.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, ExitStatus, Stdio};
@@ -8,9 +8,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
 use uuid::Uuid;
 
-use crate::protocol::{Line, Orders};
+use crate::protocol::{Child as ForkedChild, Line, Orders};
 use crate::{Failure, Setup};
 
 const SIGKILL: i32 = 9;
@@ -27,12 +28,14 @@ pub struct VictimRun {
     pub die_at: Option<(String, u32)>,
     /// How its client is configured.
     pub setup: Setup,
+    /// Further variables of its environment.
+    pub env: Vec<(String, String)>,
 }
 
 impl VictimRun {
     /// Captures until it is killed.
     pub fn capturing(threads: u32) -> Self {
-        Self { threads, events: None, die_at: None, setup: Setup::default() }
+        Self { threads, events: None, die_at: None, setup: Setup::default(), env: Vec::new() }
     }
 
     /// Captures nothing and delivers what is left, until it is asked to end.
@@ -43,6 +46,12 @@ impl VictimRun {
     /// The same with this configuration.
     pub fn with(mut self, setup: Setup) -> Self {
         self.setup = setup;
+        self
+    }
+
+    /// The same with this variable in its environment.
+    pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.env.push((name.to_owned(), value.into()));
         self
     }
 
@@ -88,6 +97,8 @@ struct VictimOutput {
 struct OutputState {
     lines: Vec<Line>,
     acknowledged: usize,
+    children_ended: usize,
+    is_open: bool,
     ended: bool,
 }
 
@@ -101,6 +112,7 @@ impl RunningVictim {
         if orders.setup.no_map {
             command.env("POSTHOG_CRASH_NO_MAP", "1");
         }
+        command.envs(run.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().map_err(Failure::environment("starting a victim"))?;
         let output = Arc::new(VictimOutput::default());
@@ -116,11 +128,6 @@ impl RunningVictim {
         self.output.wait_for(|state| state.acknowledged >= count, timeout, "acknowledge enough events")
     }
 
-    /// Waits until it has opened its queue.
-    pub(crate) fn wait_until_open(&self, timeout: Duration) -> Result<(), Failure> {
-        self.output.wait_for(|state| state.lines.contains(&Line::Open), timeout, "open its queue")
-    }
-
     /// The number of lines that it has written so far, and that were read.
     pub(crate) fn written(&self) -> usize {
         self.output.state().lines.len()
@@ -132,8 +139,32 @@ impl RunningVictim {
         self.output.state().lines.iter().filter_map(acknowledged).collect()
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> Pid {
+        // A process id fits: the kernel's are below 2^22.
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX))
+    }
+
+    /// Waits until its client has opened the queue.
+    pub(crate) fn wait_until_open(&self, timeout: Duration) -> Result<(), Failure> {
+        self.output.wait_for(|state| state.is_open, timeout, "open its queue")
+    }
+
+    /// Lets a steady run fork, and waits until the child has ended.
+    pub(crate) fn fork(&mut self, child: ForkedChild, timeout: Duration) -> Result<(), Failure> {
+        let before = self.output.state().children_ended;
+        let Some(stdin) = &mut self.stdin else { return Ok(()) };
+        writeln!(stdin, "{}", child.line()).map_err(Failure::environment("writing to a victim"))?;
+        self.output.wait_for(|state| state.children_ended > before, timeout, "see its forked child end")
+    }
+
     /// Kills it.
     pub(crate) fn kill(mut self) -> Result<(RunEnd, Vec<Line>), Failure> {
+        self.end_by_kill()
+    }
+
+    /// Kills it, and leaves an ended run.
+    pub(crate) fn end_by_kill(&mut self) -> Result<(RunEnd, Vec<Line>), Failure> {
         self.child.kill().map_err(Failure::environment("killing a victim"))?;
         self.reap()
     }
@@ -194,6 +225,8 @@ impl VictimOutput {
             let Some(line) = Line::parse(&line) else { continue };
             let mut state = self.state();
             state.acknowledged += usize::from(matches!(line, Line::Acknowledged(..)));
+            state.children_ended += usize::from(line == Line::ChildEnded);
+            state.is_open |= line == Line::Open;
             state.lines.push(line);
             self.changed.notify_all();
         }

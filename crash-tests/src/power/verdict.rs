@@ -43,7 +43,7 @@ impl Promised {
                 // Nothing durable has a gap before it. A thread writes this line before it captures the next event.
                 Line::Persisted(key) => persisted.extend(of_threads.remove(&(key.run, key.thread)).unwrap_or_default()),
                 Line::Round => rounds.push(accepted.len()),
-                Line::Open | Line::Dropped(..) | Line::Ledger(_) => {}
+                Line::Open | Line::Dropped(..) | Line::ChildEnded | Line::Ledger(_) => {}
             }
         }
         // The last round is not over.
