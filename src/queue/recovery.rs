@@ -191,6 +191,9 @@ fn store_options(options: &QueueOptions, before: &Predecessor) -> StoreOptions {
 }
 
 fn report_damage(report: &OpenReport, findings: &mut Vec<Finding>) {
+    if let Some((path, why)) = &report.refused {
+        findings.push(Finding::Salvaged { path: path.clone(), why: why.clone(), lost: 0 });
+    }
     if let Some(path) = &report.damaged_file {
         let why = report.damage.clone().unwrap_or_default();
         findings.push(Finding::Salvaged { path: path.clone(), why, lost: report.lost_events });

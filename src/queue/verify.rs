@@ -120,6 +120,12 @@ impl Reader {
         let mut facts = facts.into_inner();
         self.find_gap(&mut facts);
         self.compare(&mut facts);
+        if let Some((path, why)) = self.rows().refused_replacement() {
+            let why = format!(
+                "a replacement of the store that was not completed, and cannot be used: {why}; the next start moves it away"
+            );
+            facts.add(Bad { path, why, lost: Some(0) });
+        }
         Ok(facts)
     }
 

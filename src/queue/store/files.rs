@@ -55,6 +55,7 @@ impl StoreOptions {
 }
 
 pub(crate) const QUEUE: &str = "queue.redb";
+const READY: &str = "queue.redb.ready";
 pub(crate) const RESERVE: &str = "reserve";
 
 /// The directory of a store.
@@ -67,6 +68,16 @@ pub(super) struct StoreDir {
     pub(super) options: StoreOptions,
     /// Whether a sync of the store's file has failed, so that it must be replaced when it is reopened.
     pub(super) condemned: Arc<AtomicBool>,
+}
+
+/// What became of a replacement that a crash interrupted.
+#[derive(Debug)]
+pub(super) enum Interrupted {
+    Nothing,
+    /// It was completed; the file before it has this path now.
+    Swapped(PathBuf),
+    /// It cannot be used; it has this path now, for this reason.
+    Refused(PathBuf, String),
 }
 
 impl StoreDir {
@@ -87,8 +98,8 @@ impl StoreDir {
     }
 
     /// A file that was completely rebuilt from a damaged one, which has not been moved away yet.
-    fn ready(&self) -> PathBuf {
-        self.dir.join("queue.redb.ready")
+    pub(super) fn ready(&self) -> PathBuf {
+        self.dir.join(READY)
     }
 
     pub(super) fn reserve(&self) -> PathBuf {
@@ -110,19 +121,31 @@ impl StoreDir {
         self.swap_ready(now)
     }
 
-    /// Completes a replacement that a crash interrupted: a finished file gets its name, an unfinished one is removed.
-    /// Returns the new path of a damaged file.
-    pub(super) fn finish_interrupted(&self, now: WallNanos) -> Result<Option<PathBuf>, StoreError> {
+    /// Completes a replacement that a crash interrupted: a finished file gets its name, an unfinished one is removed. A
+    /// finished file that `refuse` has an objection to does not replace the store: it is moved away, and the store stays.
+    pub(super) fn finish_interrupted(
+        &self,
+        now: WallNanos,
+        refuse: impl FnOnce() -> Result<Option<String>, StoreError>,
+    ) -> Result<Interrupted, StoreError> {
         self.disk.remove_file(&self.unfinished())?;
         if !self.disk.exists(&self.ready())? {
-            return Ok(None);
+            return Ok(Interrupted::Nothing);
         }
-        if self.disk.exists(&self.queue())? {
-            return self.swap_ready(now).map(Some);
+        if !self.disk.exists(&self.queue())? {
+            // There is no other file. Whatever is wrong with this one is found when it is opened under its name.
+            self.disk.rename(&self.ready(), &self.queue())?;
+            self.disk.sync_dir(&self.dir)?;
+            return Ok(Interrupted::Nothing);
         }
-        self.disk.rename(&self.ready(), &self.queue())?;
+        let Some(why) = refuse()? else { return self.swap_ready(now).map(Interrupted::Swapped) };
+        let aside = self.new_damaged_dir(now)?;
+        let kept = aside.join(READY);
+        self.disk.rename(&self.ready(), &kept)?;
+        // The new name before the loss of the old one, so that a power cut leaves one of the two.
+        self.disk.sync_dir(&aside)?;
         self.disk.sync_dir(&self.dir)?;
-        Ok(None)
+        Ok(Interrupted::Refused(kept, why))
     }
 
     fn swap_ready(&self, now: WallNanos) -> Result<PathBuf, StoreError> {
@@ -140,7 +163,7 @@ impl StoreDir {
     fn new_damaged_dir(&self, now: WallNanos) -> io::Result<PathBuf> {
         let mut dir = self.dir.join(format!("damaged-{now}"));
         for number in 2..1000 {
-            if !self.disk.exists(&dir.join(QUEUE))? {
+            if !self.disk.exists(&dir.join(QUEUE))? && !self.disk.exists(&dir.join(READY))? {
                 break;
             }
             dir = self.dir.join(format!("damaged-{now}-{number}"));

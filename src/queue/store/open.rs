@@ -8,7 +8,7 @@ use redb::{Database, ReadableDatabase, ReadableTableMetadata};
 
 use super::OpenDatabase;
 use super::backend::StoreFile;
-use super::files::{QUEUE, StoreDir, StoreOptions};
+use super::files::{Interrupted, QUEUE, StoreDir, StoreOptions};
 use super::rows::{Project, State};
 use super::salvage::{Rebuild, Salvage};
 use super::schema::{self, CHUNKS, DEAD};
@@ -24,6 +24,9 @@ pub(crate) struct OpenReport {
     /// The path to which a damaged file was moved.
     pub(crate) damaged_file: Option<PathBuf>,
     pub(crate) damage: Option<String>,
+    /// A replacement of the store, left by an earlier owner, that cannot be used: its new path, and why. The store is as
+    /// it was.
+    pub(crate) refused: Option<(PathBuf, String)>,
     /// The file could not be synced and was replaced by a copy.
     pub(crate) replaced: bool,
     /// The number of events that were recovered from the file that was replaced.
@@ -36,12 +39,21 @@ pub(crate) struct OpenReport {
 
 /// Opens the store in `place`, whatever state its file is in.
 pub(super) fn open(place: &StoreDir, now: WallNanos) -> Result<(OpenDatabase, State, OpenReport), StoreError> {
-    let mut report = OpenReport { damaged_file: place.finish_interrupted(now)?, ..OpenReport::default() };
+    let mut report = OpenReport::default();
+    match place.finish_interrupted(now, || objection(place, Some(&place.options.project)))? {
+        Interrupted::Nothing => {}
+        Interrupted::Swapped(path) => {
+            report.damaged_file = Some(path);
+            report.damage = Some("an earlier owner replaced it, and was interrupted".to_owned());
+        }
+        Interrupted::Refused(path, why) => report.refused = Some((path, why)),
+    }
     if place.disk.exists(&place.queue())? {
         let opened = if place.options.untrusted {
             Err(StoreError::damaged("several processes in a row died while they opened it"))
         } else {
-            open_existing(place, place.options.check_integrity)
+            // A replacement is begun only for a file with which something is wrong.
+            open_existing(place, place.options.check_integrity || report.refused.is_some())
         };
         match opened {
             Ok((database, state)) => {
@@ -145,6 +157,51 @@ pub(super) fn open_existing(place: &StoreDir, check_integrity: bool) -> Result<(
             Err(error)
         }
     }
+}
+
+/// Why the finished file of an interrupted replacement must not replace the store, which is still there. Every page of it
+/// is verified; nothing is written. `project` is that of the queue; without it, the file may belong to any.
+pub(super) fn objection(place: &StoreDir, project: Option<&Project>) -> Result<Option<String>, StoreError> {
+    if place.options.unreadable {
+        return Ok(Some("several processes in a row died while they opened the queue".to_owned()));
+    }
+    let replacement = match state_of_whole(place, &place.ready(), project) {
+        Ok(state) => state,
+        Err(error) if error.is_damage() || matches!(error, StoreError::OtherProject) => {
+            return Ok(Some(in_full(&error)));
+        }
+        Err(error) => return Err(error),
+    };
+    // It was made of the store, so it knows all that the store knows, unless somebody put an older one there.
+    let known = |state: &State| {
+        let ledger = state.ledger;
+        [state.epoch, ledger.accepted, ledger.delivered, ledger.dead_lettered, ledger.evicted]
+    };
+    let store = Salvage::open(place).meta().state;
+    let is_older = store.is_some_and(|store| known(&replacement).iter().zip(known(&store)).any(|(own, of)| *own < of));
+    Ok(is_older.then(|| "it is older than the store that it was to replace".to_owned()))
+}
+
+/// The state of the file at `path`, of which every page is verified. What the database would write stays in memory.
+pub(super) fn state_of_whole(place: &StoreDir, path: &Path, project: Option<&Project>) -> Result<State, StoreError> {
+    let file = place.disk.open(path, Open::ReadOnly)?;
+    if file.len()? == 0 {
+        return Err(StoreError::damaged("the file is empty"));
+    }
+    let file = StoreFile::held(file, Arc::default())?;
+    let mut builder = place.options.builder();
+    builder.set_check_integrity_on_open(true);
+    let db = guarded(|| Ok(builder.create_with_backend(file)?))?;
+    let vetted = guarded(|| {
+        let meta = schema::read_meta(&db)?;
+        let own = meta.identity.as_ref().map(|(own, _)| own);
+        let project = project.or(own).ok_or_else(|| {
+            StoreError::damaged("the row that says whose events the file contains is missing or damaged")
+        })?;
+        vet(&db, project)
+    });
+    let _ = guarded(|| Ok(db.close()?));
+    vetted
 }
 
 /// Checks that the file is a complete store of this project, and returns its state.

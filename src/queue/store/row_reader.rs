@@ -2,16 +2,15 @@
 //! its own checks. Stands on salvage, so damage costs only the rows that it is in.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::backend::StoreFile;
 use super::files::{StoreDir, StoreOptions};
 use super::open;
 use super::rows::{Chunk, DeadRecord, Project, State};
 use super::salvage::Salvage;
 use super::schema::{self, CHUNKS, ChunkRow, DEAD, Meta};
-use crate::queue::error::{StoreError, guarded};
+use crate::queue::error::StoreError;
 use crate::sys::disk::{Disk, Home};
 
 /// A row, as far as it can be read.
@@ -98,26 +97,18 @@ impl RowReader {
         if !self.exists {
             return None;
         }
-        let checked = (|| {
-            let file = self.place.disk.open(&self.place.to_read()?, crate::sys::disk::Open::ReadOnly)?;
-            if file.len()? == 0 {
-                return Err(StoreError::damaged("the file is empty"));
-            }
-            let backend = StoreFile::held(file, Arc::default())?;
-            let mut builder = self.place.options.builder();
-            builder.set_check_integrity_on_open(true);
-            let db = guarded(|| Ok(builder.create_with_backend(backend)?))?;
-            let vetted = guarded(|| {
-                let meta = schema::read_meta(&db)?;
-                let (project, _) = meta.identity.as_ref().ok_or_else(|| {
-                    StoreError::damaged("the row that says whose events the file contains is missing or damaged")
-                })?;
-                open::vet(&db, project).map(drop)
-            });
-            let _ = guarded(|| Ok(db.close()?));
-            vetted
-        })();
+        let checked = self.place.to_read().map_err(StoreError::from);
+        let checked = checked.and_then(|path| open::state_of_whole(&self.place, &path, None).map(drop));
         checked.err().map(|error| open::in_full(&error))
+    }
+
+    /// The finished file of an interrupted replacement, and why the next owner will not use it. `None` if there is none,
+    /// or it will be used.
+    pub(crate) fn refused_replacement(&self) -> Option<(PathBuf, String)> {
+        let ready = self.place.ready();
+        let is_beside = self.place.disk.exists(&ready).ok()? && self.place.disk.exists(&self.place.queue()).ok()?;
+        let objection = if is_beside { open::objection(&self.place, self.project()) } else { Ok(None) };
+        objection.unwrap_or_else(|error| Some(open::in_full(&error))).map(|why| (ready, why))
     }
 
     /// Bytes of the rows of dead letters according to the state, if they were counted.

@@ -264,3 +264,49 @@ fn a_power_cut_keeps_what_was_confirmed_in_written_arenas() {
     let cuts: usize = (0..SEEDS).map(|seed| lives(false, 0x5851_F42D + 1_000 * seed)).sum();
     assert!(cuts > 100, "{cuts} cuts only");
 }
+
+/// A queue of 300 events whose store another owner was about to replace, with the finished file beside it. One of the
+/// two files is damaged.
+fn about_to_be_replaced(damaged: &str) -> tempfile::TempDir {
+    let root = scratch();
+    let queue_dir = root.path().join("queue");
+    std::fs::create_dir(&queue_dir).unwrap();
+    let queue = open(&Machine::disk(7, true), &queue_dir).queue;
+    for id in 0..300 {
+        append(&queue, id, 0).unwrap();
+        if id % 20 == 19 {
+            queue.journal().swap().unwrap();
+            while queue.checkpoint(&[], None, NOW).unwrap().is_some() {}
+        }
+    }
+    queue.close();
+    drop(queue);
+    let shard = first_shard(&queue_dir);
+    std::fs::copy(shard.join("queue.redb"), shard.join("queue.redb.ready")).unwrap();
+    let mut bytes = std::fs::read(shard.join(damaged)).unwrap();
+    bytes[..9].fill(0);
+    std::fs::write(shard.join(damaged), bytes).unwrap();
+    root
+}
+
+#[test]
+fn a_power_cut_during_a_replacement_leaves_the_good_store() {
+    for damaged in ["queue.redb", "queue.redb.ready"] {
+        let root = about_to_be_replaced(damaged);
+        let disk = CutDisk::<Facts>::new(root.path(), true, 8, 0x2545_F491);
+        let gated = Disk::gated(Arc::clone(&disk) as Arc<dyn Gate>);
+        let expected: Vec<_> = (1..=300).zip(0..300).collect();
+        let opened = open(&gated, &root.path().join("queue"));
+        assert_eq!(queued(&opened.queue), expected);
+        let [Finding::Salvaged { path, lost: 0, .. }] = &opened.findings[..] else { panic!("{:?}", opened.findings) };
+        assert!(path.ends_with(damaged), "{path:?}");
+        disk.cut("at the end".into());
+        let cuts = disk.take_cuts();
+        assert!(cuts.len() > 3, "{}", cuts.len());
+        for Cut { dir, at, .. } in cuts {
+            let Opened { queue, findings, .. } = open(&Machine::disk(u128::MAX, true), &dir.path().join("queue"));
+            assert_eq!(queued(&queue), expected, "{at}: {findings:?}");
+            assert_eq!((queue.ledger().damaged, queue.ledger().imbalance()), (0, 0), "{at}");
+        }
+    }
+}

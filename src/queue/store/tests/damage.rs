@@ -367,3 +367,88 @@ fn a_file_whose_rows_kill_readers_is_moved_away_unread() {
     store.apply(&checkpoint(2, 21, 5)).unwrap();
     assert_eq!(store.ledger().queued_events, 5);
 }
+
+/// A directory with a store of 12 chunks and beside it the finished file of a replacement, changed by `change`.
+fn with_replacement(change: impl FnOnce(&mut Vec<u8>)) -> (tempfile::TempDir, Vec<u8>) {
+    let (bytes, _) = specimen();
+    let (dir, _) = store_of(&bytes);
+    let mut ready = bytes.clone();
+    change(&mut ready);
+    std::fs::write(dir.path().join("queue.redb.ready"), ready).unwrap();
+    (dir, bytes)
+}
+
+#[test]
+fn a_sound_replacement_is_completed() {
+    let (dir, bytes) = with_replacement(|_| ());
+    spoil_the_magic_of(&dir.path().join("queue.redb"));
+    let (store, report) = open_in(dir.path());
+    let kept = dir.path().join("damaged-1000/queue.redb");
+    assert_eq!((report.damaged_file, report.refused, whole_events(&store)), (Some(kept.clone()), None, 100));
+    assert!(std::fs::read(kept).unwrap()[9..] == bytes[9..]);
+}
+
+#[test]
+fn a_damaged_replacement_never_replaces_a_good_store() {
+    let mut random = 0x3141_5926_5358_9793;
+    for round in 0..MUTATIONS / 4 {
+        let mut is_changed = false;
+        let (dir, bytes) = with_replacement(|ready| {
+            let before = ready.clone();
+            match round {
+                0 => ready.clear(),
+                1 => ready.truncate(4096),
+                2 => ready[..9].fill(0),
+                _ => mutate(ready, &mut random),
+            }
+            is_changed = *ready != before;
+        });
+        let ready = std::fs::read(dir.path().join("queue.redb.ready")).unwrap();
+        let (store, report) = open_in(dir.path());
+        assert_eq!((whole_events(&store), store.ledger().queued_events), (100, 100), "round {round}: {report:?}");
+        assert_eq!(report.lost_events, 0, "round {round}");
+        assert!(!dir.path().join("queue.redb.ready").exists());
+        // Damage of a free page, or of the commit before the last, is none.
+        let Some((kept, why)) = report.refused else {
+            assert!(round > 2 && report.damaged_file.is_some(), "round {round}");
+            continue;
+        };
+        assert!(is_changed && !why.is_empty() && report.damage.is_none(), "round {round}");
+        assert_eq!(kept, dir.path().join("damaged-1000/queue.redb.ready"));
+        assert!(std::fs::read(kept).unwrap() == ready, "it is kept as it was");
+        drop(store);
+        assert!(std::fs::read(dir.path().join("queue.redb")).unwrap().len() >= bytes.len());
+    }
+}
+
+#[test]
+fn an_older_or_foreign_replacement_is_moved_away() {
+    let (older, _) = specimen();
+    let foreign = {
+        let dir = scratch();
+        let project = Project { api_key: "phc_other".into(), ..options().project };
+        drop(Store::open(&Disk::default(), dir.path(), &StoreOptions { project, ..options() }, 1).unwrap());
+        std::fs::read(dir.path().join("queue.redb")).unwrap()
+    };
+    for (ready, expected) in [(older, "older than the store"), (foreign, "another project")] {
+        let (dir, _) = with_replacement(|_| ());
+        std::fs::remove_file(dir.path().join("queue.redb.ready")).unwrap();
+        let (store, _) = open_in(dir.path());
+        store.apply(&checkpoint_of(13, chunk(121, 10, 100))).unwrap();
+        drop(store);
+        std::fs::write(dir.path().join("queue.redb.ready"), ready).unwrap();
+        let (store, report) = open_in(dir.path());
+        let (kept, why) = report.refused.unwrap();
+        assert!(why.contains(expected) && kept.exists(), "{why}");
+        assert_eq!((whole_events(&store), report.damaged_file), (110, None));
+    }
+}
+
+#[test]
+fn a_damaged_replacement_is_salvaged_where_it_is_all_that_is_left() {
+    let (dir, _) = with_replacement(|ready| ready[..9].fill(0));
+    std::fs::remove_file(dir.path().join("queue.redb")).unwrap();
+    let (store, report) = open_in(dir.path());
+    assert_eq!((whole_events(&store), report.lost_events, report.refused), (100, 0, None));
+    assert_eq!(report.damaged_file, Some(dir.path().join("damaged-1000/queue.redb")));
+}
