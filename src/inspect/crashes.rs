@@ -3,14 +3,14 @@
 //! The library counts each reading of a report in the file's name, and removes the file when its events are durable.
 //! Here nothing is counted, renamed or removed, so that looking never changes what the next start of the program does.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::error::InspectError;
-use super::places::QueueDir;
+use super::places::{QueueDir, lossy};
 use crate::client::{event_to_send, time_of};
 use crate::crash::{self, InProcess, Incident, ProcessState, Tag, find_reports};
 use crate::record::View;
@@ -28,7 +28,8 @@ pub enum CrashReportState {
     Waiting,
     /// Its process is alive: it survived what the report holds, or is about to die of it. It is sent soon.
     InUse,
-    /// Reading it failed or crashed the reader three times. It is kept for inspection, and not read again.
+    /// Reading it failed or crashed the reader three times, or a part of it cannot be read or sent and the other parts
+    /// were sent. It is kept for inspection, and not read again.
     GivenUp,
 }
 
@@ -213,9 +214,4 @@ impl Crash {
             signal: number(Tag::Signal).filter(|_| incident.is_signal()),
         }
     }
-}
-
-/// A path as text; what is not UTF-8 is replaced.
-pub(super) fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&path.to_string_lossy())
 }

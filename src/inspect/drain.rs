@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::error::InspectError;
 use super::owned::check_user;
-use super::places::{self, QueueDir};
+use super::places::{self, QueueDir, lossy};
 use super::reader::Content;
 use crate::client::Client;
 use crate::config::Config;
@@ -78,6 +78,7 @@ pub struct DrainProgress {
 #[non_exhaustive]
 pub struct Holding {
     /// The queue.
+    #[serde(serialize_with = "lossy")]
     pub queue: PathBuf,
     /// The process, if it is known.
     pub pid: Option<u32>,

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::error::InspectError;
 use super::owned::OwnedQueue;
-use super::places::QueueDir;
+use super::places::{QueueDir, lossy};
 use super::reader::{Content, EventPlace};
 use crate::crash::{self, erase};
 use crate::record::{NoSymbols, View, json};
@@ -67,6 +67,7 @@ pub struct PersonFound {
 #[non_exhaustive]
 pub struct NotReached {
     /// The file.
+    #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
     /// Why it is not changed.
     pub why: String,

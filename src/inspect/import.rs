@@ -27,6 +27,7 @@ use sha2::{Digest, Sha256};
 use super::error::InspectError;
 use super::incoming::{self, DerivedUuids, Terms};
 use super::places::UNPUBLISHED;
+use super::places::lossy_option;
 use super::staging::{Filling, Group};
 use crate::event::Record;
 use crate::queue;
@@ -105,6 +106,7 @@ pub struct Imported {
     /// Whether the same content was imported before. Then nothing was done.
     pub was_imported: bool,
     /// The queue; `None` if the file contains no event, or was imported before.
+    #[serde(serialize_with = "lossy_option")]
     pub queue: Option<PathBuf>,
 }
 

@@ -6,6 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access};
+
 use super::error::InspectError;
 use super::places::{QueueDir, UNPUBLISHED};
 use crate::queue::{self, Claim, Finding, Opened, Project, Queue, QueueOptions, journal};
@@ -102,11 +105,18 @@ impl QueueDir {
     }
 }
 
-/// Fails if files that this process creates in `dir` could not be used by the program that `dir` is for: as root in a
+/// Fails if files cannot be created in `dir`, or could not be used by the program that `dir` is for: as root in a
 /// directory of another user. A directory that does not exist yet is judged by the one that it will be in.
 pub(super) fn check_user(dir: &Path) -> Result<(), InspectError> {
     let exists = dir.exists();
     let Some(nearest) = dir.ancestors().find(|path| path.exists()) else { return Ok(()) };
+    // A disk with a fault is often mounted like that; otherwise the first file that is opened would be blamed.
+    if access(nearest, AccessFlags::W_OK) == Err(Errno::EROFS) {
+        let why = "the file system is mounted read-only; nothing was changed; mount it for writing, or copy the queue to \
+                   another disk and work there";
+        let source = std::io::Error::new(std::io::ErrorKind::ReadOnlyFilesystem, why);
+        return Err(InspectError::io(dir, source));
+    }
     let metadata = fs::metadata(nearest).map_err(|source| InspectError::io(nearest, source))?;
     let own = nix::unistd::geteuid().as_raw();
     // Whether another user than root may create a directory there is for the system to say.

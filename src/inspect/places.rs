@@ -6,6 +6,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde::{Serialize, Serializer};
+
 use super::error::InspectError;
 use crate::config::Config;
 use crate::queue::{self, Project};
@@ -258,4 +260,20 @@ fn holder_of(file: &fs::Metadata) -> Option<u32> {
 #[cfg(not(target_os = "linux"))]
 fn holder_of(_file: &fs::Metadata) -> Option<u32> {
     None
+}
+
+/// A path as JSON; what is not UTF-8 in it is replaced. Every path in a result goes this way: serde's own refuses such a
+/// path, when the work that the result is about is done.
+pub(super) fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
+/// As [`lossy`], for a path that may be missing.
+pub(super) fn lossy_option<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    path.as_ref().map(|path| path.to_string_lossy()).serialize(serializer)
+}
+
+/// As [`lossy`], for several paths.
+pub(super) fn lossy_each<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(paths.iter().map(|path| path.to_string_lossy()))
 }

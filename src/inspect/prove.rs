@@ -4,8 +4,9 @@
 //! power cuts that are simulated on it (`power_cut.rs`).
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::ops::ControlFlow;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,10 +15,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::crashes::lossy;
 use super::error::InspectError;
-use super::places::queues;
-use super::reader::{Content, Damage, Scratch};
+use super::places::{lossy, queues};
+use super::reader::{Content, Damage};
 use crate::client::Client;
 use crate::config::Config;
 use crate::crash::termination::{self, Watch};
@@ -185,6 +185,35 @@ impl Latencies {
 const SYNCS: usize = 500;
 const SYNCING: Duration = Duration::from_secs(2);
 const SYNC_BYTES: usize = 4096;
+
+/// A directory of this process alone, removed with its content when dropped.
+#[derive(Debug)]
+struct Scratch {
+    path: PathBuf,
+}
+
+impl Scratch {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn below(dir: &Path) -> Result<Self, InspectError> {
+        Self::at(dir.join(format!("posthog-inspect-{}", Uuid::now_v7().simple())))
+    }
+
+    /// Creates it at this path.
+    fn at(path: PathBuf) -> Result<Self, InspectError> {
+        let above = path.parent().unwrap_or(&path);
+        DirBuilder::new().mode(0o700).create(&path).map_err(|source| InspectError::io(above, source))?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
 
 /// Measures the disk of a directory, in a directory below it that is removed afterwards. Takes at most a few seconds,
 /// unless a sync hangs.

@@ -1,9 +1,8 @@
 //! [`QueueReader`]: the content of a queue, without changing it.
 
 use std::fmt;
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::ops::ControlFlow;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -21,15 +20,14 @@ use crate::sys::wording::count;
 /// The content of a queue.
 ///
 /// A queue without an owner is read in place. One with a living owner is copied first, so the content is that of one
-/// moment; the copy is removed when the reader is dropped. Memory: one row or one arena of the journal.
+/// moment; the copy ends with the reader, or with the process, even if that is killed. Memory: one row or one arena of the
+/// journal.
 #[derive(Debug)]
 pub struct QueueReader {
     reader: Reader,
+    /// With the copy, if there is one, in place of the queue's files.
     disk: Disk,
-    /// The directory that is read: the queue's own, or the copy.
-    dir: PathBuf,
-    /// Removed when dropped.
-    copy: Option<Scratch>,
+    is_copy: bool,
     queue: QueueDir,
 }
 
@@ -108,8 +106,9 @@ type Walk<'a> = &'a dyn Fn(&Reader, Pass<'_>) -> Result<ControlFlow<()>, QueueEr
 type Pass<'a> = &'a mut dyn FnMut(Found<'_>) -> ControlFlow<()>;
 
 impl QueueDir {
-    /// Opens the queue for reading. Changes nothing in it, and works beside a living owner: then the files are copied into
-    /// a new directory below `scratch` first, for which that needs as much space as the queue takes.
+    /// Opens the queue for reading. Changes nothing in it, and works beside a living owner: then the files are copied
+    /// first, into files without names on the file system of `scratch`, which needs as much space as the queue takes.
+    /// Nothing is left there when the process ends, however it ends.
     ///
     /// Fails if the files may not be read, if a newer version wrote them, if there is too little space for the copy
     /// ([`InspectError::Io`]), or if the owner writes faster than they can be copied ([`InspectError::Busy`]).
@@ -121,27 +120,36 @@ impl QueueDir {
     pub fn read_with(&self, scratch: &Path, progress: &dyn Fn(u64)) -> Result<QueueReader, InspectError> {
         let disk = Disk::of_any_user();
         let failed = |error| InspectError::queue(self.path(), error);
-        let copy = match self.owner()? {
-            None => None,
-            Some(_) => {
-                let copy = Scratch::below(scratch)?;
-                copy.check_space(&disk, self.path())?;
-                if !queue::copy(&disk, self.path(), &copy.path, progress).map_err(failed)? {
-                    return Err(InspectError::Busy { path: self.path().into() });
-                }
-                Some(copy)
-            }
+        let is_copy = self.owner()?.is_some();
+        let disk = if is_copy {
+            check_space(&disk, self.path(), scratch)?;
+            let copy = queue::copy(&disk, self.path(), scratch, progress).map_err(failed)?;
+            copy.ok_or_else(|| InspectError::Busy { path: self.path().into() })?
+        } else {
+            disk
         };
-        let dir = copy.as_ref().map_or(self.path(), |copy| &copy.path).to_path_buf();
-        let reader = Reader::open(&disk, &dir, copy.is_some()).map_err(failed)?;
-        Ok(QueueReader { reader, disk, dir, copy, queue: self.clone() })
+        let reader = Reader::open(&disk, self.path(), is_copy).map_err(failed)?;
+        Ok(QueueReader { reader, disk, is_copy, queue: self.clone() })
     }
+}
+
+fn check_space(disk: &Disk, queue: &Path, scratch: &Path) -> Result<(), InspectError> {
+    let entries = fs::read_dir(queue).map_err(|source| InspectError::io(queue, source))?;
+    let sizes = entries.flatten().filter_map(|entry| entry.metadata().ok()).filter(fs::Metadata::is_file);
+    let needed: u64 = sizes.map(|file| file.len()).sum();
+    let free = disk.free_bytes(scratch).map_err(|source| InspectError::io(scratch, source))?;
+    if needed <= free {
+        return Ok(());
+    }
+    let why = format!("a copy of the queue needs up to {needed} bytes there, and {free} are free");
+    let source = std::io::Error::new(std::io::ErrorKind::StorageFull, why);
+    Err(InspectError::Io { path: scratch.into(), source })
 }
 
 impl QueueReader {
     /// Whether this reads a copy, because a living process owns the queue.
     pub fn is_copy(&self) -> bool {
-        self.copy.is_some()
+        self.is_copy
     }
 
     /// Passes everything in the queue to `each`, until that breaks: the waiting events, the oldest first, then the dead
@@ -174,27 +182,22 @@ impl QueueReader {
             }
             Found::Bad(bad) => each(Content::Damage(Damage { path: bad.path, what: bad.why, lost_events: bad.lost })),
         };
-        let _ = walk(&self.reader, &mut pass).map_err(|error| InspectError::queue(&self.dir, error))?;
+        let _ = walk(&self.reader, &mut pass).map_err(|error| InspectError::queue(self.queue.path(), error))?;
         self.check_unowned()
     }
 
     /// Checks everything: see [`QueueDir::verify`].
     pub(crate) fn verify(&self, progress: &dyn Fn(u64)) -> Result<Facts, InspectError> {
         let facts = self.reader.verify(&self.disk, progress);
-        let facts = facts.map_err(|error| InspectError::queue(&self.dir, error))?;
+        let facts = facts.map_err(|error| InspectError::queue(self.queue.path(), error))?;
         self.check_unowned().map(|()| facts)
-    }
-
-    /// The directory that is read: the queue's own, or the copy.
-    pub(crate) fn dir(&self) -> &Path {
-        &self.dir
     }
 
     /// Fails if a process has opened the queue while it was read in place.
     fn check_unowned(&self) -> Result<(), InspectError> {
-        match self.queue.owner()?.filter(|_| self.copy.is_none()) {
+        match self.queue.owner()?.filter(|_| !self.is_copy) {
             // Its first act may have been to change what was being read.
-            Some(owner) => Err(InspectError::Owned { path: self.dir.clone(), pid: owner.pid }),
+            Some(owner) => Err(InspectError::Owned { path: self.queue.path().into(), pid: owner.pid }),
             None => Ok(()),
         }
     }
@@ -247,49 +250,5 @@ impl fmt::Display for Damage {
             Some(lost) => write!(f, " ({} lost)", count(lost, "event")),
             None => Ok(()),
         }
-    }
-}
-
-/// A directory of this process alone, removed with its content when dropped.
-#[derive(Debug)]
-pub(crate) struct Scratch {
-    path: PathBuf,
-}
-
-impl Scratch {
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    pub(super) fn below(dir: &Path) -> Result<Self, InspectError> {
-        Self::at(dir.join(format!("posthog-inspect-{}", Uuid::now_v7().simple())))
-    }
-
-    /// Creates it at this path.
-    pub(super) fn at(path: PathBuf) -> Result<Self, InspectError> {
-        let above = path.parent().unwrap_or(&path);
-        DirBuilder::new().mode(0o700).create(&path).map_err(|source| InspectError::io(above, source))?;
-        Ok(Self { path })
-    }
-
-    fn check_space(&self, disk: &Disk, queue: &Path) -> Result<(), InspectError> {
-        let entries = fs::read_dir(queue).map_err(|source| InspectError::io(queue, source))?;
-        let sizes = entries.flatten().filter_map(|entry| entry.metadata().ok()).filter(fs::Metadata::is_file);
-        let needed: u64 = sizes.map(|file| file.len()).sum();
-        let free = disk.free_bytes(&self.path).map_err(|source| InspectError::io(&self.path, source))?;
-        if needed <= free {
-            return Ok(());
-        }
-        let why = format!("a copy of the queue needs up to {needed} bytes there, and {free} are free");
-        Err(InspectError::Io {
-            path: self.path.clone(),
-            source: std::io::Error::new(std::io::ErrorKind::StorageFull, why),
-        })
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::error::InspectError;
-use super::places::QueueDir;
+use super::places::{QueueDir, lossy, lossy_each};
 use crate::config::former_projects;
 use crate::queue::{Finding, Project};
 use crate::sys::disk::Disk;
@@ -16,6 +16,7 @@ use crate::sys::wording;
 #[non_exhaustive]
 pub struct Repair {
     /// The directory of the queue.
+    #[serde(serialize_with = "lossy")]
     pub queue: PathBuf,
     /// Events that wait in the queue now.
     pub saved_events: u64,
@@ -24,6 +25,7 @@ pub struct Repair {
     /// Events that were found to be lost.
     pub lost_events: u64,
     /// The damaged files under their new names. Nothing reads them again.
+    #[serde(serialize_with = "lossy_each")]
     pub kept: Vec<PathBuf>,
     /// What was found, in plain words.
     pub notes: Vec<String>,
@@ -32,8 +34,8 @@ pub struct Repair {
 impl QueueDir {
     /// Repairs the queue as the library does when it meets damage: a new store is built from every row of the old one
     /// that can be read, the records of the journal are moved into it, and the damaged files are kept under other names
-    /// (`damaged-*`). A kill at any moment leaves the old queue or the new one. Also repairs a sound queue, to which that
-    /// does no harm.
+    /// (`damaged-*`). A kill at any moment leaves the old queue or the new one. Of a sound queue nothing is lost, but a
+    /// `damaged-*` file is left, and the status says `damaged` until that is removed.
     ///
     /// `project` is the host and the key whose events the queue contains. It is needed only if neither the store nor
     /// another queue of the project can tell, and is checked against the name of the directory.

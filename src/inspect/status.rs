@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Serialize, Serializer};
 
 use super::error::InspectError;
-use super::places::QueueDir;
+use super::places::{QueueDir, lossy};
 use crate::crash;
 use crate::queue::store::Ledger;
 use crate::queue::{self, PageContent, Reader};
@@ -35,6 +35,7 @@ const OWNER_NOTE_BYTES: u64 = 64 * 1024;
 #[non_exhaustive]
 pub struct QueueStatus {
     /// The directory of the queue.
+    #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
     /// The name of the project's directory.
     pub project: String,
@@ -179,6 +180,7 @@ pub struct DeliveryStatus {
 #[non_exhaustive]
 pub struct DamagedFile {
     /// The file, or the directory that it was moved to.
+    #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
     /// Its bytes on the disk.
     pub bytes: u64,

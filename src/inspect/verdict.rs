@@ -51,8 +51,8 @@ pub enum QueueState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct QueueFinding {
-    /// Its kind: the name of a [`HealthCause`], or `no_owner`, `stopped`, `hangs`, `undescribed`, `damaged_files`,
-    /// `store_unreadable`, `crash_reports`, `newer_format`, `importing`, `unfinished_import`.
+    /// Its kind: the name of a [`HealthCause`], or `no_owner`, `adopted`, `stopped`, `hangs`, `undescribed`,
+    /// `damaged_files`, `store_unreadable`, `crash_reports`, `newer_format`, `importing`, `unfinished_import`.
     pub cause: &'static str,
     /// How a queue with this finding and no worse one is.
     pub state: QueueState,

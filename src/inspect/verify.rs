@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::error::{InspectError, owner_of};
-use super::places::QueueDir;
+use super::places::{QueueDir, lossy};
 use crate::crash;
 use crate::queue::{Facts, Page};
 use crate::sys::disk::{Disk, Entry};
@@ -18,6 +18,7 @@ use crate::sys::wording;
 #[non_exhaustive]
 pub struct Verification {
     /// The directory of the queue.
+    #[serde(serialize_with = "lossy")]
     pub queue: PathBuf,
     /// Whether nothing is wrong with it.
     pub is_sound: bool,
@@ -50,6 +51,7 @@ pub struct Problem {
     /// What kind of problem it is.
     pub kind: ProblemKind,
     /// The file or directory.
+    #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
     /// What is wrong with it.
     pub what: String,
@@ -84,14 +86,6 @@ impl QueueDir {
         let total = crate::queue::predecessor(&disk, self.path()).queued_events();
         let facts = reader.verify(&|done| progress(done, total.max(done)))?;
         let mut verification = self.judged(&facts, reader.is_copy());
-        if reader.is_copy() {
-            // The operator knows the queue, not the copy.
-            for problem in &mut verification.problems {
-                if let Ok(below) = problem.path.strip_prefix(reader.dir()) {
-                    problem.path = self.path().join(below);
-                }
-            }
-        }
         self.check_reports(&disk, &mut verification)?;
         self.check_files(&mut verification)?;
         if self.is_import() && !verification.is_copy {

@@ -16,7 +16,7 @@ use super::journal::arena::Round;
 use super::journal::{self, peek};
 use super::store::{self, DeadRecord, Row, RowReader, State};
 use crate::sys::clock::WallNanos;
-use crate::sys::disk::{Disk, Open};
+use crate::sys::disk::{Disk, DiskFile, Open};
 
 /// Something that a shard contains.
 #[derive(Debug)]
@@ -225,32 +225,39 @@ const HEADER: usize = 320;
 /// How many bytes are copied at a time.
 const PIECE: usize = 1024 * 1024;
 
-/// Copies a shard that a living process owns into `to`, an empty directory. `progress` gets the bytes copied so far.
-/// `false` if the store changed each time that it was copied.
-pub(crate) fn copy(disk: &Disk, from: &Path, to: &Path, progress: &dyn Fn(u64)) -> Result<bool, QueueError> {
+/// Copies a shard that a living process owns into files without names in `scratch`: they end with this process, however
+/// it ends. `progress` gets the bytes copied so far. Returns a disk on which the shard's directory has the copies in
+/// place of its files; `None` if the store changed each time that it was copied.
+pub(crate) fn copy(
+    disk: &Disk,
+    shard: &Path,
+    scratch: &Path,
+    progress: &dyn Fn(u64),
+) -> Result<Option<Disk>, QueueError> {
     let failed = |path: &Path| {
         let path = path.to_path_buf();
         move |source| QueueError::Io { path, source }
     };
-    let mut copied = 0;
+    let (mut copies, mut copied) = (Vec::new(), 0);
     // The page first: what it counts as accepted is in the arenas that are copied next.
     for name in ["status".to_owned()].into_iter().chain(journal::file_names()) {
-        let path = from.join(&name);
+        let path = shard.join(&name);
         if disk.exists(&path).map_err(failed(&path))? {
-            copied +=
-                copy_file(disk, &path, &to.join(&name), &|done| progress(copied + done)).map_err(failed(&path))?;
+            let copy = copy_file(disk, &path, scratch, &|done| progress(copied + done)).map_err(failed(&path))?;
+            copied += copy.len().map_err(failed(&path))?;
+            copies.push((path, copy));
         }
     }
-    let (path, target) = (from.join(store::QUEUE), to.join(store::QUEUE));
+    let path = shard.join(store::QUEUE);
     for _ in 0..COPY_ATTEMPTS {
         let before = header(disk, &path).map_err(failed(&path))?;
-        copy_file(disk, &path, &target, &|done| progress(copied + done)).map_err(failed(&path))?;
+        let copy = copy_file(disk, &path, scratch, &|done| progress(copied + done)).map_err(failed(&path))?;
         if header(disk, &path).map_err(failed(&path))? == before {
-            return Ok(true);
+            copies.push((path, copy));
+            return Ok(Some(disk.with_copies(shard, copies)));
         }
-        disk.remove_file(&target).map_err(failed(&target))?;
     }
-    Ok(false)
+    Ok(None)
 }
 
 fn header(disk: &Disk, path: &Path) -> io::Result<([u8; HEADER], u64)> {
@@ -261,8 +268,8 @@ fn header(disk: &Disk, path: &Path) -> io::Result<([u8; HEADER], u64)> {
     Ok((bytes, len))
 }
 
-fn copy_file(disk: &Disk, from: &Path, to: &Path, progress: &dyn Fn(u64)) -> io::Result<u64> {
-    let (source, target) = (disk.open(from, Open::ReadOnly)?, disk.open(to, Open::CreateNew)?);
+fn copy_file(disk: &Disk, from: &Path, scratch: &Path, progress: &dyn Fn(u64)) -> io::Result<DiskFile> {
+    let (source, target) = (disk.open(from, Open::ReadOnly)?, disk.create_unnamed(scratch)?);
     let len = source.len()?;
     target.set_len(len)?;
     let mut at = 0;
@@ -276,5 +283,5 @@ fn copy_file(disk: &Disk, from: &Path, to: &Path, progress: &dyn Fn(u64)) -> io:
         at += piece.len() as u64;
         progress(at);
     }
-    Ok(len)
+    Ok(target)
 }

@@ -13,8 +13,12 @@ use nix::libc;
 
 use super::filesystem;
 use super::fork::{self, CloseInChild, Identity};
+#[cfg(feature = "inspect")]
+use super::gate::Copied;
 use super::gate::{Disk, Op, Verdict};
 use super::map::Mapping;
+#[cfg(feature = "inspect")]
+use crate::sys::entropy::random_u64;
 
 /// A directory and its identity when it was opened. While its path leads to another directory, or to none, a name there
 /// says nothing about the queue's files, and nothing may be created, renamed or removed there.
@@ -86,6 +90,12 @@ pub(crate) enum Name {
 }
 
 impl DiskFile {
+    fn of(file: Arc<File>, path: &Path, disk: &Disk) -> io::Result<Self> {
+        let (identity, home) = (Identity::of(&file.metadata()?), Home::of(path.parent().unwrap_or(path))?);
+        let (path, disk, is_gone) = (path.to_path_buf(), disk.clone(), AtomicBool::new(false));
+        Ok(Self { file, path, disk, identity, home, is_gone })
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -405,6 +415,11 @@ impl Lock {
 impl Disk {
     /// Opens a file; see [`Open`].
     pub(crate) fn open(&self, path: &Path, how: Open) -> io::Result<DiskFile> {
+        #[cfg(feature = "inspect")]
+        if let Some(copied) = self.copied.as_ref().filter(|copied| path.parent() == Some(&copied.dir)) {
+            let copy = copied.files.get(path).filter(|_| how == Open::ReadOnly).ok_or(io::ErrorKind::NotFound)?;
+            return DiskFile::of(Arc::clone(copy), path, self);
+        }
         let mut options = OpenOptions::new();
         options.read(true).write(how != Open::ReadOnly).mode(0o600);
         // Without O_NONBLOCK, opening a pipe would wait for its other end. Regular files ignore the flag.
@@ -428,15 +443,23 @@ impl Disk {
         if !(self.reads_any_user && how == Open::ReadOnly) {
             filesystem::vet(&metadata, path)?;
         }
-        let home = Home::of(path.parent().unwrap_or(path))?;
-        Ok(DiskFile {
-            file: Arc::new(file),
-            path: path.to_path_buf(),
-            disk: self.clone(),
-            identity: Identity::of(&metadata),
-            home,
-            is_gone: AtomicBool::new(false),
-        })
+        DiskFile::of(Arc::new(file), path, self)
+    }
+
+    /// Creates a file in `dir` that has no name: it ends with the process, however that ends.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn create_unnamed(&self, dir: &Path) -> io::Result<DiskFile> {
+        let path = dir.join(format!("posthog-copy-{:016x}", random_u64()));
+        let file = self.open(&path, Open::CreateNew)?;
+        self.remove_file(&path)?;
+        Ok(file)
+    }
+
+    /// This disk with the directory `dir` as `files` have it: what is opened or looked for there is one of them.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn with_copies(&self, dir: &Path, files: Vec<(PathBuf, DiskFile)>) -> Self {
+        let files = files.into_iter().map(|(path, file)| (path, Arc::clone(&file.file))).collect();
+        Self { copied: Some(Arc::new(Copied { dir: dir.to_path_buf(), files })), ..self.clone() }
     }
 
     /// The bytes of a file, at most so many.

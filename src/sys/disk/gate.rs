@@ -1,8 +1,14 @@
 //! [`Disk`] as a value, and the gate by which tests make any of its calls fail.
 
+#[cfg(feature = "inspect")]
+use std::collections::BTreeMap;
 use std::fmt::Debug;
+#[cfg(feature = "inspect")]
+use std::fs::File;
 use std::io;
 use std::path::Path;
+#[cfg(feature = "inspect")]
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +21,17 @@ pub(crate) struct Disk {
     pub(super) gate: Option<Arc<dyn Gate>>,
     /// Whether files of other users may be read.
     pub(super) reads_any_user: bool,
+    /// A directory of which copies are read.
+    #[cfg(feature = "inspect")]
+    pub(super) copied: Option<Arc<Copied>>,
+}
+
+/// Copies of files of one directory, under the names of the originals.
+#[cfg(feature = "inspect")]
+#[derive(Debug)]
+pub(super) struct Copied {
+    pub(super) dir: PathBuf,
+    pub(super) files: BTreeMap<PathBuf, Arc<File>>,
 }
 
 /// Decides about each call before it is made. A method that returns `None` leaves the real value in place.
@@ -96,7 +113,7 @@ impl Disk {
     /// The real disk behind a gate.
     #[cfg(any(test, feature = "inspect"))]
     pub(crate) fn gated(gate: Arc<dyn Gate>) -> Self {
-        Self { gate: Some(gate), reads_any_user: false }
+        Self { gate: Some(gate), ..Self::default() }
     }
 
     /// Makes a call if the gate allows it; repeats it when a signal interrupted it.

@@ -114,6 +114,10 @@ impl Disk {
 
     /// Whether the name exists, even as a dangling link.
     pub(crate) fn exists(&self, path: &Path) -> io::Result<bool> {
+        #[cfg(feature = "inspect")]
+        if let Some(copied) = self.copied.as_ref().filter(|copied| path.parent() == Some(&copied.dir)) {
+            return Ok(copied.files.contains_key(path));
+        }
         match std::fs::symlink_metadata(path) {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
