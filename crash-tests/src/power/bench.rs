@@ -297,8 +297,11 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         // A file system that is in use goes away when it no longer is. Whatever fails here ends with the namespace.
-        let unmount = |at: &Path| umount2(at, MntFlags::empty()).or_else(|_| umount2(at, MntFlags::MNT_DETACH));
-        let _ = unmount(&self.folder);
+        //
+        // In a process of its own: it waits for the disk, which a thread of this process serves. If this process were
+        // killed while it waits itself, the thread would be gone, and the kernel would wait for its answer forever.
+        let at = text(&self.folder);
+        let _ = run("umount", &[&at]).or_else(|_| run("umount", &["-l", &at]));
         let _ = fs::remove_dir(&self.folder);
         match &self.kind {
             MountedKind::Image(image) => {

@@ -1,8 +1,9 @@
 //! One file system, and the power cuts that it goes through.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::RngExt;
 use rand::rngs::StdRng;
@@ -38,6 +39,8 @@ pub struct Life<'a> {
     /// How many events had arrived before the last cut.
     arrived: usize,
     runs: u32,
+    /// What each run did until its cut, for a finding.
+    told: Vec<String>,
     /// Threads whose last acknowledgement a kill may have cut off.
     cut_off: u64,
 }
@@ -46,7 +49,7 @@ impl<'a> Life<'a> {
     /// `victim` is the program to start.
     pub fn new(bench: &'a mut Bench, victim: &'a Path, random: StdRng) -> Self {
         let (history, promised, sink) = (History::default(), Promised::default(), Sink::start());
-        Self { bench, victim, random, history, promised, sink, arrived: 0, runs: 0, cut_off: 0 }
+        Self { bench, victim, random, history, promised, sink, arrived: 0, runs: 0, told: Vec::new(), cut_off: 0 }
     }
 
     /// Cuts the power `cuts` times, and then delivers what is left and compares.
@@ -68,6 +71,17 @@ impl<'a> Life<'a> {
         let total = shards.into_iter().sum();
         let acknowledged = self.history.acknowledged.len() as u64;
         findings.extend(ledger_findings(&total, unique, acknowledged, self.cut_off));
+        if !findings.is_empty() {
+            let lost = self.promised.lost(&|uuid| events.iter().any(|event| event.uuid == uuid));
+            let keys = lost.iter().filter_map(|uuid| self.history.acknowledged.get(uuid));
+            let mut ranges: BTreeMap<(u32, u32), Vec<u32>> = BTreeMap::new();
+            keys.for_each(|key| ranges.entry((key.run, key.thread)).or_default().push(key.n));
+            findings.extend(ranges.iter().map(|((run, thread), numbers)| {
+                let (first, last) = (numbers.iter().min(), numbers.iter().max());
+                format!("lost of run {run}, thread {thread}: {} events, from {first:?} to {last:?}", numbers.len())
+            }));
+            findings.append(&mut self.told);
+        }
         Ok((figures, findings))
     }
 
@@ -77,6 +91,7 @@ impl<'a> Life<'a> {
         change_server_behaviour(&self.sink, &mut self.random);
         let setup = self.any_setup();
         let threads = self.random.random_range(1..=3);
+        let began = Instant::now();
         let running = self.start(&mounted, &VictimRun::capturing(threads).with(setup))?;
         if self.random.random_ratio(1, 5) {
             thread::sleep(Duration::from_millis(self.random.random_range(0..=SHORT)));
@@ -95,7 +110,17 @@ impl<'a> Life<'a> {
         if end != RunEnd::Killed {
             return Err(Failure::Victim("a victim ended on its own before the power was cut".to_owned()));
         }
-        self.promised.add(Promised::by(&lines[..said.min(lines.len())]));
+        let before = &lines[..said.min(lines.len())];
+        let count = |is: &dyn Fn(&Line) -> bool| before.iter().filter(|line| is(line)).count();
+        self.told.push(format!(
+            "run {}: {threads} threads, {setup:?}, {survivors:?} of the cache survived, {:?} after its start; it had \
+             reported {} events and {} rounds",
+            self.runs - 1,
+            began.elapsed(),
+            count(&|line| matches!(line, Line::Acknowledged(..))),
+            count(&|line| *line == Line::Round)
+        ));
+        self.promised.add(Promised::by(before));
         self.history.add(lines);
         Ok(heir)
     }

@@ -52,6 +52,11 @@ impl Promised {
         Self { persisted, older, accepted: accepted.into_iter().collect() }
     }
 
+    /// The events that must be there and have not arrived.
+    pub fn lost(&self, has_arrived: &dyn Fn(Uuid) -> bool) -> Vec<Uuid> {
+        self.persisted.union(&self.older).filter(|uuid| !has_arrived(**uuid)).copied().collect()
+    }
+
     /// Adds what follows from another run.
     pub fn add(&mut self, other: Self) {
         self.persisted.extend(other.persisted);
