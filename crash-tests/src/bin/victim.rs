@@ -28,6 +28,9 @@ const CHILD_SECONDS: u32 = 60;
 /// Events that a forked child captures. The threads of the children are numbered from this.
 const CHILD_EVENTS: u32 = 5;
 const FIRST_CHILD: u32 = 1_000;
+/// So that ten rounds have more syncs than the library makes in one turn of its committer, on a disk that is so loaded
+/// that only syncs take time: a full journal is four commits, and a new arena comes with syncs of its own.
+const SYNCS_PER_ROUND: u32 = 4;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let usage = "usage: victim HOST QUEUE RUN THREADS EVENTS SETUP";
@@ -102,14 +105,16 @@ fn capture(client: &Client, orders: &Orders, thread: u32, is_over: &AtomicBool) 
 }
 
 /// Measures what the disk and the machine allow at this moment: again and again waits for a sync interval, as the library
-/// does, and then syncs a file of its own beside the queue. Ends with the process.
+/// does, and then syncs a file of its own beside the queue a few times. Ends with the process.
 fn measure(queue: &str) -> io::Result<()> {
     let mut file = File::create(Path::new(queue).with_extension("measure"))?;
     loop {
         say(&Line::Round)?;
         thread::sleep(SYNC_INTERVAL);
-        file.write_all(b"round\n")?;
-        file.sync_data()?;
+        for _ in 0..SYNCS_PER_ROUND {
+            file.write_all(b"round\n")?;
+            file.sync_data()?;
+        }
     }
 }
 
