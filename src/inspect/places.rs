@@ -162,7 +162,7 @@ impl QueueDir {
     }
 
     /// What an operator has to know of the queue that an import has left.
-    pub fn why_unfinished(&self) -> String {
+    pub(super) fn why_unfinished(&self) -> String {
         format!(
             "an import into it was not finished, so nothing of it is sent; repeat the same import, which goes on, or remove \
              {} to give it up",
