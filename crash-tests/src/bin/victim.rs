@@ -104,8 +104,8 @@ fn capture(client: &Client, orders: &Orders, thread: u32, is_over: &AtomicBool) 
     Ok(())
 }
 
-/// Measures what the disk and the machine allow at this moment: again and again waits for a sync interval, as the library
-/// does, and then syncs a file of its own beside the queue a few times. Ends with the process.
+/// Measures what the disk and the machine allow at this moment: again and again waits for a sync interval, as the
+/// library does, and then syncs a file of its own beside the queue a few times. Ends with the process.
 fn measure(queue: &str) -> io::Result<()> {
     let mut file = File::create(Path::new(queue).with_extension("measure"))?;
     loop {
