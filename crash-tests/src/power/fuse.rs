@@ -1,8 +1,8 @@
 //! Serves a [`Disk`] to the kernel as one file, over which a loop device can be set up: the kernel's FUSE protocol, as
 //! far as a file needs it that is the root of its file system.
 //!
-//! The requests and their layouts are those of `linux/fuse.h`, in the order of bytes of a little-endian machine. A loop device passes a flush on as a sync of its file,
-//! so the disk learns of each.
+//! The requests and their layouts are those of `linux/fuse.h`, in the order of bytes of a little-endian
+//! machine. A loop device passes a flush on as a sync of its file, so the disk learns of each.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};

@@ -153,8 +153,8 @@ impl<'a> Life<'a> {
         RunningVictim::start(self.victim, &orders, run, &self.bench.trace())
     }
 
-    /// Half of the runs wait for no event, so that only the interval makes events durable. Half of them measure the disk;
-    /// the others do not, because a sync of any file flushes the whole disk.
+    /// Half of the runs wait for no event, so that only the interval makes events durable. Half of the runs measure the
+    /// disk. The others do not, because a sync of any file flushes the whole disk.
     fn any_setup(&mut self) -> Setup {
         let awaits = [0, 0, 0, 1, 10, 50][self.random.random_range(0..6)];
         let setup = Setup { awaits, rounds: self.random.random(), ..any_setup(&mut self.random, Rules::default()) };

@@ -11,8 +11,8 @@ use crate::protocol::Line;
 /// Rounds of the victim's own measure of the disk after which an accepted event must survive.
 ///
 /// The library promises `sync_interval` and the time of one sync. How long a sync takes depends on the machine and its
-/// load, so the victim measures it: a round is a sync interval and some syncs of its own. The library may need a few, as
-/// it syncs larger files and commits in between.
+/// load, so the victim measures it: a round is a sync interval and some syncs of its own. The library may need a few,
+/// as it syncs larger files and commits in between.
 const ROUNDS: usize = 10;
 
 /// Events that must be there after a power cut.
