@@ -69,9 +69,16 @@ impl Claim {
     /// Replaces a broken lock by a lock on the file that is at its path now, which is made if it is missing. `false` if
     /// another process holds it, or has held it meanwhile, which `was_not_taken` determines while the lock is held.
     pub(super) fn renew(&mut self, was_not_taken: impl FnOnce(&Disk) -> io::Result<bool>) -> io::Result<bool> {
+        // A directory that was moved away and back between two looks seems to have lost its lock. It is there again,
+        // and we hold it, so it could not be locked a second time.
+        if matches!(self.hold(), Name::Same) {
+            return Ok(true);
+        }
         let lock = self.lock.file();
         lock.home().check()?;
-        let Some(fresh) = lock.disk().open_locked(lock.path(), Open::EnsureExists)? else { return Ok(false) };
+        let Some(fresh) = lock.disk().open_locked(lock.path(), Open::EnsureExists)? else {
+            return Ok(matches!(self.hold(), Name::Same));
+        };
         if !fresh.file().is_same_file()? {
             return Err(io::Error::new(io::ErrorKind::NotFound, "its lock file is being replaced"));
         }

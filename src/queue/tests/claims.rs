@@ -46,3 +46,12 @@ fn a_lock_that_a_backup_has_linked_is_the_same_lock() {
     assert_eq!(again.dir(), queue);
     assert!(!disk.open(&backup, Open::Existing).unwrap().try_lock().unwrap(), "by its other name, too");
 }
+
+#[test]
+fn a_lock_that_is_in_its_place_again_is_not_another_owners() {
+    let dir = scratch();
+    let mut own = claim(&Disk::default(), dir.path(), &[]).unwrap();
+    // The look that found it missing fell between a move of the directory and its return.
+    assert!(own.renew(|_| panic!("nobody else can have had it")).unwrap());
+    assert!(claim_orphan(&Disk::default(), dir.path(), None, &|_| true).unwrap().is_none(), "it is still held");
+}
