@@ -39,6 +39,8 @@ mod batch;
 mod bisect;
 #[cfg(test)]
 mod blame_tests;
+#[cfg(test)]
+mod days_tests;
 mod decision;
 mod engine;
 #[cfg(test)]

@@ -21,6 +21,8 @@ const QUARANTINE: (Duration, Duration) = (Duration::from_secs(2), Duration::from
 const FRESH_PROBE: (Duration, Duration) = (Duration::from_secs(8), Duration::from_secs(20));
 /// The number of failures, beyond the first cycle of attempts, that counts as many.
 const MANY_FRESH_PROBES: u32 = 20;
+/// The longest time that is added to a `Retry-After`. It is a tenth of it otherwise.
+const RETRY_AFTER_SPREAD: Duration = Duration::from_secs(30);
 /// A flush within this time of a failure is answered with that failure instead of causing another.
 const FRESH_FAILURE: Duration = Duration::from_secs(1);
 
@@ -220,8 +222,8 @@ impl Pace {
         rng: &mut impl Rng,
     ) -> Option<Instant> {
         let wait = retry_after.filter(|wait| !wait.is_zero())?.min(self.options.retry_after_cap);
-        // Other clients were given the same second, and must not all return in the same millisecond.
-        let spread = jitter(Duration::ZERO, (wait / 10).min(Duration::from_secs(1)), rng);
+        // Other clients were given the same second, and must not all return in it.
+        let spread = jitter(Duration::ZERO, (wait / 10).min(RETRY_AFTER_SPREAD), rng);
         let until = now + wait + spread;
         self.retry_after_until = self.retry_after_until.max(Some(until));
         Some(until)
