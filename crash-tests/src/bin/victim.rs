@@ -135,8 +135,8 @@ fn capture_one(client: &Client, key: Key, padding: &str, is_ai: bool) -> io::Res
 fn obey(client: &Client, orders: &Orders) -> io::Result<()> {
     let asked = io::stdin().lock().lines().map_while(Result::ok).filter_map(|line| Child::parse(&line));
     for (number, child) in (FIRST_CHILD..).zip(asked) {
-        // SAFETY: the child uses the client, which allows it; `say`, which takes no lock; and the allocator, which glibc
-        // makes usable in children. Its other threads are gone, and none of their locks is taken here.
+        // SAFETY: the child uses the client, which allows it; `say`, which takes no lock; and the allocator, which
+        // glibc makes usable in children. Its other threads are gone, and none of their locks is taken here.
         match unsafe { fork() }? {
             ForkResult::Parent { child } => match waitpid(child, None)? {
                 WaitStatus::Exited(_, 0) => say(&Line::ChildEnded)?,

@@ -6,11 +6,11 @@
 //!
 //! Both deliver to one stand-in, so there is one history for the oracle and one ledger over all shards. The network
 //! misbehaves in a way that changes at random and lasts while other faults happen ([`Network`]). All other faults are
-//! inflicted one after another ([`Fault`]). Both are drawn like cards from a shuffled pack, so that each comes about
-//! equally often and in a short soak at least once.
+//! inflicted one after another ([`Fault`]). Both are drawn like cards from a shuffled pack, so that each comes
+//! about equally often and in a short soak at least once.
 //!
-//! At the end all faults end, both processes end on their own, one more process for each endpoint delivers what is left,
-//! and the oracle compares.
+//! At the end all faults end, both processes end on their own, one more process for each endpoint delivers what is
+//! left, and the oracle compares.
 
 mod front;
 mod place;
@@ -455,8 +455,8 @@ impl Soak {
         self.wait_for_end(pair.lasting)
     }
 
-    /// Delivers what is left, with one process for each endpoint. Each captures a few events, because a refused event is
-    /// only dead-lettered if another one was accepted.
+    /// Delivers what is left, with one process for each endpoint. Each captures a few events, because a refused event
+    /// is only dead-lettered if another one was accepted.
     fn drain(&mut self) -> Result<(), Failure> {
         self.progress.begin("delivering what is left");
         let run = || VictimRun::capturing(1).of(10).with(Setup::default().small().steady(PER_SECOND));
