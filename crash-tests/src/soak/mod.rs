@@ -459,7 +459,7 @@ impl Soak {
     /// is only dead-lettered if another one was accepted.
     fn drain(&mut self) -> Result<(), Failure> {
         self.progress.begin("delivering what is left");
-        let run = || VictimRun::capturing(1).of(10).with(Setup::default().small().steady(PER_SECOND));
+        let run = || VictimRun::capturing(1).of(13).with(Setup::default().small().steady(1));
         let running = [self.start(Endpoint::Tls, run())?, self.start(Endpoint::Http, run())?];
         let deadline = Instant::now() + DRAIN;
         while !running.iter().all(RunningVictim::has_ended) && self.ledgers()?.iter().any(|shard| shard.queued > 0) {
