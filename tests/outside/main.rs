@@ -40,6 +40,7 @@ mod tool_forget;
 mod tool_move;
 mod tool_prove;
 mod tool_status;
+mod tool_terminal;
 mod v1;
 mod waiting;
 mod wire;

@@ -211,7 +211,7 @@ fn a_killed_queue_is_sound_and_verifying_changes_nothing() {
             assert!(journal > 0 && journal < WAITING, "{line}");
             assert_eq!((&line["dead_letters"], &line["lost_events"]), (&DEAD.into(), &0.into()));
             let human = tool(&fixture.queue, "verify");
-            assert!(human.out.starts_with("Sound: "), "{human:?}");
+            assert!(human.out.starts_with("Sound:"), "{human:?}");
             let repair = tool(&fixture.queue, "repair");
             assert_eq!((repair.code, repair.out.starts_with("Nothing to repair")), (Some(0), true), "{repair:?}");
             assert!(before == bytes_of(&fixture.queue), "nothing was written");

@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use posthog::inspect::{Content, EventFilter, EventPlace, EventState, QueueDir, StoredEvent};
 use serde::Serialize;
 
-use crate::output::{Output, Unit};
+use crate::output::{Output, Unit, shown, visible};
 use crate::target::Target;
 use crate::{Failure, Verdict};
 
@@ -136,7 +136,7 @@ fn walk_one(
         queue.read_with(scratch, &|done| bar.iter().for_each(|bar| bar.at(done))).map_err(of_queue)?
     };
     if let Some(pid) = owner.and_then(|owner| owner.pid).filter(|_| reader.is_copy() && !output.is_json()) {
-        output.note(&format!("Process {pid} owns {}: this is a copy of one moment.", queue.path().display()));
+        output.note(&format!("Process {pid} owns {}: this is a copy of one moment.", shown(queue.path())));
     }
     let (mut flow, mut verdict, mut failure) = (ControlFlow::Continue(()), Verdict::Fine, None);
     let walked = reader.content(&mut |content| {
@@ -212,7 +212,7 @@ impl Row {
             _ => (None, None, None),
         };
         Ok(Self {
-            queue: queue.path().display().to_string(),
+            queue: queue.path().to_string_lossy().into_owned(),
             lane: queue.lane(),
             sequence: event.sequence,
             state: event.place.state().name(),
@@ -273,15 +273,15 @@ pub(crate) fn events(count: u64) -> String {
     format!("{} event{}", number(count), if count == 1 { "" } else { "s" })
 }
 
-/// The text in exactly `width` columns, on one line, without what a terminal would act on.
+/// The text in exactly `width` columns, on one line.
 pub(crate) fn cell(text: &str, width: usize) -> String {
-    let mut cell = String::new();
+    let (text, mut cell) = (visible(text), String::new());
     for (at, char) in text.chars().enumerate() {
         if at + 1 == width && text.chars().count() > width {
             cell.push('~');
             break;
         }
-        cell.push(if char.is_control() { '?' } else { char });
+        cell.push(char);
     }
     let missing = width.saturating_sub(cell.chars().count());
     cell + &" ".repeat(missing)

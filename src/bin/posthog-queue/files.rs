@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, BufRead, BufReader, BufWriter, Cursor, Read, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Cursor, IsTerminal, Read, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -15,7 +15,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use uuid::Uuid;
 
 use crate::Failure;
-use crate::output::Unwritten;
+use crate::output::{Unwritten, shown, visible};
 
 /// `-` stands for standard input or output.
 pub(crate) fn is_standard(path: &Path) -> bool {
@@ -23,19 +23,19 @@ pub(crate) fn is_standard(path: &Path) -> bool {
 }
 
 fn failed(path: &Path, error: &io::Error) -> Failure {
-    format!("{}: {error}; it was not changed", path.display()).into()
+    format!("{}: {error}; it was not changed", shown(path)).into()
 }
 
 /// Fails unless a file at this path may be replaced or created: it is a regular file, or there is none, and it is in no
 /// queue. What else has a name (a device, a FIFO, a link) would be gone, and a queue's files are the library's.
 pub(crate) fn check_target(path: &Path) -> Result<(), Failure> {
-    let shown = path.display();
+    let shown_path = shown(path);
     match path.symlink_metadata() {
         Ok(found) if found.is_file() => {}
         Ok(found) => {
             let what = kind_of(found.file_type());
             return Err(format!(
-                "{shown} is {what} and was not changed; name a regular file or a new one, or write to standard output and \
+                "{shown_path} is {what} and was not changed; name a regular file or a new one, or write to standard output and \
                  redirect it"
             )
             .into());
@@ -46,8 +46,8 @@ pub(crate) fn check_target(path: &Path) -> Result<(), Failure> {
     let dir = dir_of(path).canonicalize().map_err(|error| failed(path, &error))?;
     match dir.ancestors().find(|dir| is_of_queues(dir)) {
         Some(queues) => Err(format!(
-            "{shown} is inside the queue directory {} and was not written; name a file somewhere else",
-            queues.display()
+            "{shown_path} is inside the queue directory {} and was not written; name a file somewhere else",
+            shown(queues)
         )
         .into()),
         None => Ok(()),
@@ -118,7 +118,7 @@ impl Replacement {
         fs::rename(&self.unfinished, &self.path).map_err(|error| self.at(&error))?;
         self.is_done = true;
         self.dir.sync_all().map_err(|error| -> Failure {
-            format!("{} was replaced, but may be the old one after a power cut: {error}", self.path.display()).into()
+            format!("{} was replaced, but may be the old one after a power cut: {error}", shown(&self.path)).into()
         })?;
         Ok(bytes)
     }
@@ -206,9 +206,11 @@ impl OutFile {
 
     pub(crate) fn line(&mut self, line: &str) -> Result<(), Failure> {
         if self.stop.load(Ordering::Relaxed) {
-            return Err(format!("stopped by a signal; {} was not changed", self.path.display()).into());
+            return Err(format!("stopped by a signal; {} was not changed", shown(&self.path)).into());
         }
-        self.to.line(line).map_err(|error| self.unwritten(error))
+        let is_shown = self.file.is_none() && io::stdout().is_terminal();
+        let line = if is_shown { visible(line) } else { line.into() };
+        self.to.line(&line).map_err(|error| self.unwritten(error))
     }
 
     fn unwritten(&self, error: io::Error) -> Failure {
@@ -250,14 +252,14 @@ const MAGIC_BYTES: u64 = 4;
 
 /// Opens a file for reading. How it is compressed is recognized by its first bytes.
 pub(crate) fn open(path: &Path) -> Result<InFile, Failure> {
-    let failed = |error: io::Error| format!("{}: {error}", path.display());
+    let failed = |error: io::Error| format!("{}: {error}", shown(path));
     let (input, bytes): (Box<dyn Read>, u64) = if is_standard(path) {
         (Box::new(io::stdin()), 0)
     } else {
         let file = File::open(path).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
         if metadata.is_dir() {
-            return Err(format!("{} is a directory; name a file of events", path.display()).into());
+            return Err(format!("{} is a directory; name a file of events", shown(path)).into());
         }
         (Box::new(file), metadata.len())
     };

@@ -9,13 +9,15 @@ mod files;
 mod output;
 mod target;
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
 use clap::Parser;
 use posthog::inspect::InspectError;
 
 use commands::Command;
-use output::Output;
+use output::{Output, visible};
 
 /// Looks into the queues of programs that use posthog-durable: why events do not leave, whether the files are sound, and
 /// how to repair, move, deliver or forget what is in them.
@@ -76,14 +78,41 @@ fn advise(failure: &(dyn std::error::Error + 'static), output: &mut Output) {
     let Some(InspectError::OtherUser { user, .. }) = failure.downcast_ref() else { return };
     // `sudo -u` takes a number behind a `#`.
     let user = user.strip_prefix("user ").map_or_else(|| user.clone(), |number| format!("'#{number}'"));
-    let args = std::env::args().skip(1).map(|arg| quoted(&arg));
-    let command: Vec<_> = args.collect();
+    let command: Vec<_> = std::env::args_os().skip(1).map(|arg| quoted(&arg)).collect();
     output.note(&format!("Run: sudo -u {user} posthog-queue {}", command.join(" ")));
 }
 
 /// The argument as a shell reads it back.
-pub(crate) fn quoted(arg: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
-    let needs_none = !arg.is_empty() && arg.chars().all(is_plain);
-    if needs_none { arg.to_owned() } else { format!("'{}'", arg.replace('\'', "'\\''")) }
+pub(crate) fn quoted(arg: &OsStr) -> String {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_./=:,@%+".contains(byte);
+    match arg.to_str() {
+        Some(text) if !text.is_empty() && text.as_bytes().iter().all(is_plain) => text.to_owned(),
+        Some(text) if visible(text) == text => format!("'{}'", text.replace('\'', "'\\''")),
+        // Bytes that are no text, or that a terminal would act on.
+        _ => {
+            let escape = |byte: &u8| match byte {
+                byte if is_plain(byte) => char::from(*byte).to_string(),
+                byte => format!("\\x{byte:02x}"),
+            };
+            format!("$'{}'", arg.as_bytes().iter().map(escape).collect::<String>())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_argument_is_quoted_so_that_a_shell_reads_it_back() {
+        for (arg, expected) in [
+            (&b"/var/lib/a_b-1.5"[..], "/var/lib/a_b-1.5"),
+            (b"", "''"),
+            (b"it's $5", "'it'\\''s $5'"),
+            (b"/tmp/\xff x", "$'/tmp/\\xff\\x20x'"),
+            (b"/tmp/\x1b[2J", "$'/tmp/\\x1b\\x5b2J'"),
+        ] {
+            assert_eq!(quoted(OsStr::from_bytes(arg)), expected);
+        }
+    }
 }

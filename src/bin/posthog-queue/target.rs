@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use posthog::inspect::{self, InspectError, QueueDir};
 
+use crate::output::shown;
+
 /// The queues below a directory, or some of them.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Target {
@@ -65,7 +67,7 @@ impl Target {
         let there: Vec<_> = there.into_iter().take(NAMED_MOST).collect();
         Err(InspectError::Input(format!(
             "no queue below {} matches {}; there are queues of project {}",
-            dir.display(),
+            shown(dir),
             options.join(" "),
             there.join(", ")
         )))

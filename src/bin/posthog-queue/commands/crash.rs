@@ -5,8 +5,9 @@ use jiff::Timestamp;
 use posthog::inspect::{Crash, CrashReport, CrashReportState};
 use serde::Serialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
-use crate::output::{Output, Tone};
+use crate::output::{Output, Tone, shown, visible};
 use crate::target::Target;
 use crate::{Failure, Verdict};
 
@@ -102,7 +103,7 @@ fn wait(count: usize) -> String {
 
 fn were_given_up(count: usize) -> String {
     let reports = if count == 1 { "1 report was" } else { &format!("{count} reports were") };
-    format!("{reports} given up: reading failed three times.")
+    format!("{reports} given up: not all of it can be read or sent.")
 }
 
 /// Two lines for each crash, or for a file without a readable one.
@@ -119,10 +120,10 @@ fn entries_of(listed: &Listed) -> Vec<String> {
             _ if report.attempts > 0 => format!("read {} times without success", report.attempts),
             _ => "waits".to_owned(),
         };
-        let program = format!("{}{pid}{release}", program(report));
+        let program = visible(&format!("{}{pid}{release}", program(report))).into_owned();
         [
             beginning(&format!("{name}  {time:<20}  {program}"), LINE),
-            beginning(&format!("          {cause}"), LINE),
+            beginning(&format!("          {}", visible(&cause)), LINE),
             format!("          {state}, {}", size(report.bytes)),
         ]
     };
@@ -183,13 +184,15 @@ fn show(args: &ShowArgs, output: &mut Output) -> Result<Verdict, Failure> {
     }
     let exceptions = listed.report.exceptions()?;
     if output.is_json() {
-        exceptions.iter().try_for_each(|exception| output.line(exception))?;
+        for exception in &exceptions {
+            output.json(&serde_json::from_str::<&RawValue>(exception)?)?;
+        }
         return Ok(Verdict::Found);
     }
     for (crash, exception) in listed.report.crashes.iter().zip(&exceptions) {
         show_crash(crash, &listed.report, &serde_json::from_str(exception)?, output)?;
     }
-    output.line(format!("file      {}", listed.report.path.display()))?;
+    output.line(format!("file      {}", shown(&listed.report.path)))?;
     output.line(format!("          {}", fate(&listed.report)))?;
     if let Some(damage) = damage(&listed.report) {
         output.line(output.toned(Tone::Bad, &format!("          {damage}")))?;
@@ -199,7 +202,9 @@ fn show(args: &ShowArgs, output: &mut Output) -> Result<Verdict, Failure> {
 
 fn fate(report: &CrashReport) -> String {
     match report.state {
-        CrashReportState::GivenUp => "given up: it was read three times without success, and is not sent".to_owned(),
+        CrashReportState::GivenUp => {
+            "given up: what could not be read or sent of it stays here; it is not read again".to_owned()
+        }
         CrashReportState::InUse => "its process is alive and sends it itself".to_owned(),
         _ if report.attempts > 0 => {
             format!("read {} times without success; after three it is given up", report.attempts)
@@ -210,7 +215,11 @@ fn fate(report: &CrashReport) -> String {
 
 fn show_crash(crash: &Crash, report: &CrashReport, event: &Value, output: &mut Output) -> Result<(), Failure> {
     let tone = if crash.is_fatal { Tone::Bad } else { Tone::Warning };
-    output.line(output.toned(tone, &format!("{}: {}", crash.kind, crash.message)))?;
+    // A message may have lines of its own; each is a line of one incident.
+    for (at, line) in format!("{}: {}", crash.kind, crash.message).lines().enumerate() {
+        let indent = if at == 0 { "" } else { "  " };
+        output.line(format!("{indent}{}", output.toned(tone, line)))?;
+    }
     let text = |name: &str| event["properties"][name].as_str().map(str::to_owned);
     let place = text("$exception_panic_file").map(|file| {
         let line = event["properties"]["$exception_panic_line"].as_u64().unwrap_or(0);
@@ -231,7 +240,7 @@ fn show_crash(crash: &Crash, report: &CrashReport, event: &Value, output: &mut O
         event["uuid"].as_str().map(|uuid| ("uuid", uuid.to_owned())),
     ];
     for (name, value) in lines.into_iter().flatten() {
-        output.line(format!("{name:<10}{value}"))?;
+        output.line(format!("{name:<10}{}", visible(&value)))?;
     }
     show_steps(event, output)?;
     for exception in event["properties"]["$exception_list"].as_array().into_iter().flatten() {
@@ -242,7 +251,7 @@ fn show_crash(crash: &Crash, report: &CrashReport, event: &Value, output: &mut O
         output.line("")?;
         output.line("Frames without names belong to builds that are not on this machine with these ids:")?;
         for (file, id) in unnamed {
-            output.line(format!("  {file}  {id}"))?;
+            output.line(format!("  {}  {}", visible(&file), visible(&id)))?;
         }
         output.line("PostHog names them once the symbols of the build are uploaded:")?;
         output.line("  posthog-cli symbol-sets upload --directory DIRECTORY_OF_THE_BUILD")?;
@@ -258,7 +267,7 @@ fn show_steps(event: &Value, output: &mut Output) -> Result<(), Failure> {
     output.line("\nBefore it:")?;
     for step in steps.iter().skip(steps.len().saturating_sub(10)) {
         let said = |name: &str| step[name].as_str().unwrap_or_default().to_owned();
-        output.line(format!("  {}  {}", said("$timestamp"), beginning(&said("$message"), 50)))?;
+        output.line(format!("  {}  {}", said("$timestamp"), beginning(&visible(&said("$message")), 50)))?;
     }
     Ok(())
 }
@@ -268,7 +277,10 @@ const FRAMES_SHOWN: usize = 40;
 
 fn show_stack(exception: &Value, output: &mut Output) -> Result<(), Failure> {
     let frames = exception["stacktrace"]["frames"].as_array().map(Vec::as_slice).unwrap_or_default();
-    output.line(format!("\nStack of {}, the innermost call first:", exception["type"].as_str().unwrap_or("it")))?;
+    output.line(format!(
+        "\nStack of {}, the innermost call first:",
+        visible(exception["type"].as_str().unwrap_or("it"))
+    ))?;
     let hidden = frames.len().saturating_sub(FRAMES_SHOWN);
     let first_hidden = FRAMES_SHOWN / 4 * 3;
     for (at, frame) in frames.iter().rev().enumerate() {
@@ -281,9 +293,9 @@ fn show_stack(exception: &Value, output: &mut Output) -> Result<(), Failure> {
         let said = |name: &str| frame[name].as_str().unwrap_or_default();
         let mark = if frame["in_app"] == true { '>' } else { ' ' };
         let name = if said("function").is_empty() { said("instruction_addr") } else { said("function") };
-        output.line(beginning(&format!("{mark} {at:3}  {name}"), LINE))?;
+        output.line(beginning(&format!("{mark} {at:3}  {}", visible(name)), LINE))?;
         if let (Some(file), Some(line)) = (frame["filename"].as_str(), frame["lineno"].as_u64()) {
-            output.line(format!("         {}:{line}", without_commit(file)))?;
+            output.line(format!("         {}:{line}", visible(without_commit(file))))?;
         }
     }
     Ok(())

@@ -7,7 +7,7 @@ use clap::{Args as ClapArgs, Subcommand};
 use posthog::inspect::{DeadChange, DeadFilter, DeadGroup, DeadLetters, InspectError, QueueDir};
 use serde::Serialize;
 
-use crate::output::{Output, Tone, are, count};
+use crate::output::{Output, Tone, are, count, lossy, shown, visible};
 use crate::target::Target;
 use crate::{Failure, Verdict};
 
@@ -65,6 +65,7 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Result<Verdict, Failure> {
 
 #[derive(Serialize)]
 struct GroupLine<'a> {
+    #[serde(serialize_with = "lossy")]
     queue: PathBuf,
     #[serde(flatten)]
     group: &'a DeadGroup,
@@ -72,6 +73,7 @@ struct GroupLine<'a> {
 
 #[derive(Serialize)]
 struct ChangeLine<'a> {
+    #[serde(serialize_with = "lossy")]
     queue: PathBuf,
     action: &'static str,
     #[serde(flatten)]
@@ -109,18 +111,18 @@ fn list(chosen: &Chosen, output: &mut Output) -> Result<Verdict, Failure> {
 fn print(queue: &QueueDir, found: &DeadLetters, output: &mut Output) -> Result<(), Failure> {
     let total: u64 = found.groups.iter().map(|group| group.events).sum();
     if total == 0 {
-        return output.line(format!("No dead letters: {}", queue.path().display()));
+        return output.line(format!("No dead letters: {}", shown(queue.path())));
     }
     let verdict = output.toned(Tone::Warning, &count(total, "dead letter"));
-    output.line(format!("{verdict}: {}", queue.path().display()))?;
+    output.line(format!("{verdict}: {}", shown(queue.path())))?;
     for group in &found.groups {
         output.line("")?;
         let status = if group.status == 0 { "never sent".into() } else { format!("status {}", group.status) };
-        output.line(format!("  {}, {status}: {}", count(group.events, "event"), group.reason))?;
+        output.line(format!("  {}, {status}: {}", count(group.events, "event"), visible(&group.reason)))?;
         let (first, last) = (time(group.first_rejected_at), time(group.last_rejected_at));
         let when = if first == last { first } else { format!("{first} to {last}") };
         let mut rows = vec![vec!["  rejected".to_owned(), when]];
-        let names = group.by_event.iter().map(|(name, events)| format!("{name} ({events})"));
+        let names = group.by_event.iter().map(|(name, events)| format!("{} ({events})", visible(name)));
         rows.push(vec!["  events".into(), names.collect::<Vec<_>>().join(", ")]);
         rows.extend(group.example_uuid.map(|uuid| vec!["  example".into(), uuid.to_string()]));
         output.table(&[], rows)?;
@@ -181,7 +183,7 @@ fn change(
             output.json(&ChangeLine { queue: queue.path().into(), action, change: &change })?;
             continue;
         }
-        output.line(format!("{} {done}: {}", count(change.events, "dead letter"), queue.path().display()))?;
+        output.line(format!("{} {done}: {}", count(change.events, "dead letter"), shown(queue.path())))?;
         if change.left > 0 {
             output
                 .line(format!("  {} left: they cannot be read, or did not fit.", count(change.left, "dead letter")))?;
@@ -193,7 +195,7 @@ fn change(
             ))?;
         }
         for note in &change.notes {
-            output.line(format!("  Found: {note}"))?;
+            output.line(format!("  Found: {}", visible(note)))?;
         }
     }
     Ok(worst)

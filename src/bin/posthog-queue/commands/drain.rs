@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::status::text_of;
 use crate::events::{Scratch, duration, events, number};
-use crate::output::{Output, Progress, Tone, Unit, are, count};
+use crate::output::{Output, Progress, Tone, Unit, are, count, lossy_each, shown, visible};
 use crate::target::{Target, shortened};
 use crate::{Failure, Verdict, quoted};
 
@@ -79,6 +79,7 @@ struct Drained {
     /// Dead letters in the queues, whenever PostHog rejected them.
     dead_letters: u64,
     /// Of imports that were not finished. Nothing of them is sent.
+    #[serde(serialize_with = "lossy_each")]
     unfinished_imports: Vec<PathBuf>,
     /// The processes that have the queues, as far as they are known, if that is why nothing was delivered.
     owner_pids: Vec<u32>,
@@ -247,7 +248,7 @@ fn move_all(
             Ok(moved) => moved,
             Err(InspectError::Owned { pid, .. }) => {
                 let pid = pid.map(|pid| format!("process {pid}")).unwrap_or("a process".into());
-                bar.note(&format!("Not moved: {} belongs to {pid}; stop it first.", queue.path().display()));
+                bar.note(&format!("Not moved: {} belongs to {pid}; stop it first.", shown(queue.path())));
                 verdict = verdict.max(Verdict::Found);
                 continue;
             }
@@ -261,7 +262,7 @@ fn move_all(
         };
         total += moved.events;
         if moved.damaged > 0 {
-            let path = queue.path().display();
+            let path = shown(queue.path());
             bar.note(&format!("Lost: {} of {path} could not be read or are in no file.", events(moved.damaged)));
         }
         for note in &moved.notes {
@@ -378,7 +379,7 @@ fn report(drained: &Drained, output: &mut Output) -> Result<Verdict, Failure> {
         output.json(drained)?;
         return Ok(verdict);
     }
-    let host = found.map(|found| format!(" to {}", found.host)).unwrap_or_default();
+    let host = found.map(|found| format!(" to {}", visible(&found.host))).unwrap_or_default();
     let delivered = events(found.map_or(0, |found| found.delivered));
     let left = match drained.ended {
         Ended::Owned => format!("Not delivered: {} the queues of", holders(&drained.owner_pids)),
@@ -422,21 +423,21 @@ fn report_progress(found: &DrainProgress, output: &mut Output) -> Result<(), Fai
         output.line(output.toned(Tone::Bad, &lost))?;
     }
     for note in &found.notes {
-        output.line(format!("Found: {note}"))?;
+        output.line(format!("Found: {}", visible(note)))?;
     }
     if found.quarantined > 0 {
         output.line(format!(
             "{} of them PostHog rejects without evidence that they are at fault: {}",
             number(found.quarantined),
-            found.last_error.as_deref().unwrap_or("no reason is known")
+            visible(found.last_error.as_deref().unwrap_or("no reason is known"))
         ))?;
     }
     for skipped in &found.skipped {
-        output.line(format!("Not opened: {skipped}"))?;
+        output.line(format!("Not opened: {}", visible(skipped)))?;
     }
     for other in &found.owned_by_others {
         let pid = other.pid.map(|pid| format!("process {pid}")).unwrap_or("another process".into());
-        output.line(format!("{} left to {pid}: {}", are(other.events), other.queue.display()))?;
+        output.line(format!("{} left to {pid}: {}", are(other.events), shown(&other.queue)))?;
     }
     Ok(())
 }
@@ -444,11 +445,11 @@ fn report_progress(found: &DrainProgress, output: &mut Output) -> Result<(), Fai
 /// What is left that is never delivered by itself, and what to do about it.
 fn report_rest(drained: &Drained, output: &mut Output) -> Result<(), Failure> {
     if drained.dead_letters > 0 {
-        let (dead, dir) = (count(drained.dead_letters, "dead letter"), drained.dir.to_string_lossy());
+        let dead = count(drained.dead_letters, "dead letter");
         let again = if drained.dead_letters == 1 { "it" } else { "them" };
         output.line(format!(
             "{dead} left, which PostHog rejected for good. To see why: posthog-queue dead list {}",
-            quoted(&dir)
+            quoted(drained.dir.as_os_str())
         ))?;
         output
             .line(format!("To send {again}: dead retry, then this command again. To remove {again}: dead discard."))?;
@@ -456,7 +457,7 @@ fn report_rest(drained: &Drained, output: &mut Output) -> Result<(), Failure> {
     for import in &drained.unfinished_imports {
         output.line(format!(
             "Not sent: an import was not finished. Repeat it, or remove {} to give it up.",
-            quoted(&import.to_string_lossy())
+            quoted(import.as_os_str())
         ))?;
     }
     Ok(())

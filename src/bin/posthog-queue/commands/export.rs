@@ -36,7 +36,7 @@ struct Exported {
 
 pub(crate) fn run(args: Args, output: &mut Output) -> Result<Verdict, Failure> {
     let is_standard = is_standard(&args.file);
-    let shown = if is_standard { "standard output".to_owned() } else { args.file.display().to_string() };
+    let shown = if is_standard { "standard output".to_owned() } else { crate::output::shown(&args.file) };
     if !is_standard {
         check_target(&args.file)?;
     }

@@ -6,7 +6,7 @@ use clap::Args as ClapArgs;
 use posthog::inspect::{InspectError, Person, PersonFound, QueueDir};
 use serde::Serialize;
 
-use crate::output::{Output, Tone, Unit, are, count};
+use crate::output::{Output, Tone, Unit, are, count, lossy, shown, visible};
 use crate::target::Target;
 use crate::{Failure, Verdict};
 
@@ -23,10 +23,10 @@ pub(crate) struct Args {
     /// A distinct id of the person; may be repeated
     #[arg(long = "distinct-id", value_name = "ID", required = true)]
     distinct_ids: Vec<String>,
-    /// Also events in which a property or group is an id, as $anon_distinct_id, alias or $user_id
+    /// Also events in which a property or group is an id, such as $anon_distinct_id, alias or $user_id
     #[arg(long)]
     also_properties: bool,
-    /// Also events and crash records that contain an id within a longer text, as a URL
+    /// Also events and crash records that contain an id within a longer text, such as a URL
     #[arg(long)]
     also_text: bool,
     /// Only count: changes nothing, and works while a process uses the queue
@@ -39,6 +39,7 @@ pub(crate) struct Args {
 
 #[derive(Serialize)]
 struct Line<'a> {
+    #[serde(serialize_with = "lossy")]
     queue: PathBuf,
     #[serde(flatten)]
     found: &'a PersonFound,
@@ -150,7 +151,7 @@ fn print(queue: &QueueDir, found: &PersonFound, args: &Args, output: &mut Output
         return output.json(&Line { queue: queue.path().into(), found });
     }
     let word = if found.is_removed { output.toned(Tone::Good, "Removed from") } else { "Found in".to_owned() };
-    output.line(format!("{word} {}", queue.path().display()))?;
+    output.line(format!("{word} {}", shown(queue.path())))?;
     let left = if found.is_removed { "left; removed with" } else { "meant only with" };
     let of = |is_meant: bool, option: &str| if is_meant { String::new() } else { format!("({left} {option})") };
     let rows = [
@@ -172,7 +173,7 @@ fn print(queue: &QueueDir, found: &PersonFound, args: &Args, output: &mut Output
         output.line(format!("  {}", output.toned(Tone::Bad, &lost)))?;
     }
     for note in &found.notes {
-        output.line(format!("  Found: {note}"))?;
+        output.line(format!("  Found: {}", visible(note)))?;
     }
     if queue.is_import() {
         output.line("  Note: an import that was not finished. If it is repeated, its file brings the person back:")?;
@@ -184,7 +185,7 @@ fn print(queue: &QueueDir, found: &PersonFound, args: &Args, output: &mut Output
             Some(false) => "contains no id".to_owned(),
             None => output.toned(Tone::Warning, "could not be searched"),
         };
-        output.line(format!("  Not changed: {} ({contains}): {}", file.path.display(), file.why))?;
+        output.line(format!("  Not changed: {} ({contains}): {}", shown(&file.path), visible(&file.why)))?;
     }
     if found.is_removed {
         output.line("  Not reached: what was delivered (delete the person in PostHog), backups,")?;

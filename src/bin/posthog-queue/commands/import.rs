@@ -7,7 +7,7 @@ use posthog::inspect::{self, BadLine, ImportOptions};
 
 use crate::events::{events, number};
 use crate::files::{self, InFile};
-use crate::output::{Output, Unit};
+use crate::output::{Output, Unit, shown};
 use crate::{Failure, Verdict};
 
 #[derive(Debug, ClapArgs)]
@@ -56,17 +56,17 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Result<Verdict, Failure> {
     (options.skip_bad, options.again, options.restart) = (args.skip_bad, args.again, args.restart);
     let InFile { mut input, bytes, position } = files::open(&args.file)?;
     let bar = output.progress("Importing", bytes, Unit::Bytes);
-    let mut shown = 0;
+    let mut said = 0;
     let imported = inspect::import(&mut *input, &options, &mut |_| bar.at(position.get()), &mut |bad: &BadLine| {
-        shown += 1;
-        if shown <= BAD_SHOWN {
+        said += 1;
+        if said <= BAD_SHOWN {
             let element = bad.element.map(|at| format!(", event {at}")).unwrap_or_default();
             output.note(&format!("Line {}{element}: {}", bad.line, bad.why));
         }
     });
     drop(bar);
-    if shown > BAD_SHOWN {
-        output.note(&format!("... and {} more bad lines", number(shown - BAD_SHOWN)));
+    if said > BAD_SHOWN {
+        output.note(&format!("... and {} more bad lines", number(said - BAD_SHOWN)));
     }
     let imported = imported?;
     if output.is_json() {
@@ -81,7 +81,7 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Result<Verdict, Failure> {
         output.line(format!("Imported {}{resumed}.", events(imported.events)))?;
         output.line("A running program of this project sends them when its own queue is empty;")?;
         output.line("otherwise its next start does, or this command:")?;
-        output.line(format!("  posthog-queue drain {}", queue.display()))?;
+        output.line(format!("  posthog-queue drain {}", shown(queue)))?;
     } else {
         output.line("The file contains no event; nothing was imported.")?;
     }

@@ -44,9 +44,9 @@ pub(crate) enum Command {
     Export(export::Args),
     /// Reads events of a file into a new queue of a project
     Import(import::Args),
-    /// Delivers the queues that no process has, to their own host and key or to others
+    /// Delivers the queues that no process has open, to their own host and key or to others
     Drain(drain::Args),
-    /// Checks every byte of the queues, and says what is damaged and what can be saved
+    /// Checks every checksum, row and count, and says what is damaged and what can be saved
     Verify(verify::Args),
     /// Saves what can be read of damaged queues; the damaged files are kept
     Repair(repair::Args),

@@ -40,7 +40,7 @@ pub(crate) fn run(args: &Args, output: &mut Output) -> Result<Verdict, Failure> 
     }
     let text = inspect::to_prometheus(&statuses);
     match file {
-        None => output.line(text.trim_end_matches('\n'))?,
+        None => output.raw(&text)?,
         Some(path) => {
             // A collector reads what ends in `.prom`, so it does not see an unfinished one.
             let mut file = Replacement::begin(path, MODE)?;

@@ -17,7 +17,7 @@ use posthog::{Client, Event};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::output::{Output, Tone, Unit};
+use crate::output::{Output, Tone, Unit, shown};
 use crate::{Failure, Verdict};
 
 #[derive(Debug, ClapArgs)]
@@ -101,12 +101,12 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Result<Verdict, Failure> {
     disk.path = dir.clone();
     if disk.free_bytes < SPACE_NEEDED {
         let free = size(disk.free_bytes);
-        return Err(format!("{} has {free} free, and the test needs {}", dir.display(), size(SPACE_NEEDED)).into());
+        return Err(format!("{} has {free} free, and the test needs {}", shown(&dir), size(SPACE_NEEDED)).into());
     }
     steps.at(1);
     let (mut problems, mut notes) = (disk.problems(), disk.notes());
     if dir != given && args.dir.is_none() {
-        notes.push(format!("{} does not exist; this is about the disk of {}.", given.display(), dir.display()));
+        notes.push(format!("{} does not exist; this is about the disk of {}.", shown(&given), shown(&dir)));
     }
     let captures = match measure_captures(&proof.path().join("captures")) {
         Ok(captures) => Some(captures),
@@ -411,7 +411,7 @@ fn print(proof: &Proof, output: &mut Output) -> Result<(), Failure> {
     }
     output.line("")?;
     let device = disk.device.as_ref().map(|device| format!(" ({device})")).unwrap_or_default();
-    output.line(format!("Disk      {}", disk.path.display()))?;
+    output.line(format!("Disk      {}", shown(&disk.path)))?;
     output.line(format!("          {}{device}, {} free", disk.file_system, size(disk.free_bytes)))?;
     let mapped = if disk.is_mapped { "the journal is mapped" } else { "the journal is written, not mapped" };
     let locks = if disk.has_working_locks { "locks exclude other processes" } else { "locks do not work" };

@@ -7,7 +7,7 @@ use posthog::inspect::{InspectError, ProblemKind, QueueDir, Repair};
 use serde::Serialize;
 
 use super::verify;
-use crate::output::{Output, Tone, count};
+use crate::output::{Output, Tone, count, shown, visible};
 use crate::target::Target;
 use crate::{Failure, Verdict};
 
@@ -37,7 +37,7 @@ pub(crate) struct Args {
 struct Line<'a> {
     /// Where the repair does not name it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    queue: Option<PathBuf>,
+    queue: Option<String>,
     is_repaired: bool,
     #[serde(flatten)]
     repair: Option<&'a Repair>,
@@ -64,9 +64,13 @@ fn repair(queue: &QueueDir, args: &Args, output: &mut Output) -> Result<Verdict,
     let is_damaged = verification.problems.iter().any(|problem| problem.kind == ProblemKind::Damage);
     if !is_damaged && (!args.force || queue.is_blank()) {
         if output.is_json() {
-            output.json(&Line { queue: Some(queue.path().into()), is_repaired: false, repair: None })?;
+            output.json(&Line {
+                queue: Some(queue.path().to_string_lossy().into_owned()),
+                is_repaired: false,
+                repair: None,
+            })?;
         } else if verification.is_sound {
-            output.line(format!("Nothing to repair: {}", queue.path().display()))?;
+            output.line(format!("Nothing to repair: {}", shown(queue.path())))?;
         } else {
             verify::print(&verification, output)?;
             output.line("  Nothing is damaged: only what is listed has to be changed.")?;
@@ -87,7 +91,7 @@ fn repair(queue: &QueueDir, args: &Args, output: &mut Output) -> Result<Verdict,
 
 fn print(repair: &Repair, output: &mut Output) -> Result<(), Failure> {
     let word = output.toned(Tone::Good, "Repaired");
-    output.line(format!("{word}: {}", repair.queue.display()))?;
+    output.line(format!("{word}: {}", shown(&repair.queue)))?;
     output.line(format!(
         "  {} saved, {} kept.",
         count(repair.saved_events, "event"),
@@ -99,10 +103,10 @@ fn print(repair: &Repair, output: &mut Output) -> Result<(), Failure> {
     };
     output.line(format!("  {lost}"))?;
     for note in &repair.notes {
-        output.line(format!("  Found: {note}"))?;
+        output.line(format!("  Found: {}", visible(note)))?;
     }
     for path in &repair.kept {
-        output.line(format!("  Kept: {}", path.display()))?;
+        output.line(format!("  Kept: {}", shown(path)))?;
     }
     if !repair.kept.is_empty() {
         output.line("  Nothing reads the kept files any more; remove them when you do not need them.")?;

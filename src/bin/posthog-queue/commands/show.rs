@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::events::{Choice, Row, age};
-use crate::output::Output;
+use crate::output::{Output, visible};
 use crate::{Failure, Verdict};
 
 #[derive(Debug, ClapArgs)]
@@ -75,11 +75,11 @@ fn write(output: &mut Output, row: &Row, event: &str, is_first: bool) -> Result<
         _ => format!("Waiting in the store{since}"),
     };
     output.line(format!("{said} (number {}, {} bytes)", row.sequence, row.bytes))?;
-    output.line(format!("Queue: {}", row.queue))?;
+    output.line(format!("Queue: {}", visible(&row.queue)))?;
     if let (Some(status), Some(reason), Some(attempts)) = (row.status, &row.reason, row.attempts) {
-        output.line(format!("HTTP status {status} after {attempts} requests: {reason}"))?;
+        output.line(format!("HTTP status {status} after {attempts} requests: {}", visible(reason)))?;
     }
-    output.line(pretty(content)?)
+    output.verbatim(&pretty(content)?)
 }
 
 /// The JSON in several lines, in its own order and with its own digits.

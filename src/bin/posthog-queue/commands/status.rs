@@ -64,21 +64,24 @@ pub(crate) fn run(args: &Args, output: &mut Output) -> Result<Verdict, Failure> 
 /// Shows the status until a signal ends it: on a terminal in place, elsewhere one below the other.
 fn watch(args: &Args, every: Duration, output: &mut Output) -> Result<Verdict, Failure> {
     let ended = end_signal()?;
-    let (mut readings, mut shown) = (Vec::new(), 0);
+    let (mut readings, mut is_first) = (Vec::new(), true);
     loop {
         readings = look(args, &readings)?;
         if output.is_json() {
             write(&readings, output)?;
         } else {
-            if shown > 0 && output.is_terminal() {
-                // To the first line of what was shown, and clear from there.
-                output.raw(&format!("\u{1b}[{shown}F\u{1b}[J"))?;
-            } else if shown > 0 {
-                output.line("")?;
-            }
             let now = jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M:%S UTC");
-            output.line(format!("{now}, every {} s, Ctrl-C ends", every.as_secs()))?;
-            shown = 1 + status_text::write(&readings, output)?;
+            let mut lines = vec![format!("{now}, every {} s, Ctrl-C ends", every.as_secs())];
+            lines.extend(status_text::lines(&readings, output));
+            if output.is_screen() {
+                output.screen(&lines)?;
+            } else {
+                if !is_first {
+                    output.line("")?;
+                }
+                lines.iter().try_for_each(|line| output.line(line))?;
+            }
+            is_first = false;
         }
         output.flush()?;
         if ended.recv_timeout(every) != Err(mpsc::RecvTimeoutError::Timeout) {
@@ -127,12 +130,14 @@ fn found(status: QueueStatus, earlier: Option<&QueueStatus>) -> Found {
 
 fn write(readings: &[Reading], output: &mut Output) -> Result<(), Failure> {
     if !output.is_json() {
-        return status_text::write(readings, output).map(drop);
+        return status_text::lines(readings, output).iter().try_for_each(|line| output.line(line));
     }
     for reading in readings {
         match &reading.found {
             Ok(found) => output.json(found)?,
-            Err(error) => output.json(&serde_json::json!({ "path": reading.path, "error": text_of(error) }))?,
+            Err(error) => {
+                output.json(&serde_json::json!({ "path": reading.path.to_string_lossy(), "error": text_of(error) }))?
+            }
         }
     }
     Ok(())

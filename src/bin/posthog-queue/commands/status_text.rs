@@ -7,8 +7,7 @@ use indicatif::{BinaryBytes, HumanCount};
 use posthog::inspect::{QueueState, QueueStatus};
 
 use super::status::{Found, Reading, text_of};
-use crate::Failure;
-use crate::output::{Output, Tone, wrapped};
+use crate::output::{Output, Tone, shown, visible, wrapped};
 use crate::target::shortened;
 
 /// Up to so many queues, everything that is known is shown.
@@ -16,8 +15,8 @@ const DETAILED_MOST: usize = 2;
 /// The column at which the details begin.
 const INDENT: usize = 12;
 
-/// Writes the text, and returns the number of its lines.
-pub(crate) fn write(readings: &[Reading], output: &mut Output) -> Result<usize, Failure> {
+/// The text.
+pub(crate) fn lines(readings: &[Reading], output: &Output) -> Vec<String> {
     let mut lines = headline(readings, output);
     let mut project = None;
     for reading in readings {
@@ -38,10 +37,7 @@ pub(crate) fn write(readings: &[Reading], output: &mut Output) -> Result<usize, 
             lines.extend(details(found, name));
         }
     }
-    for line in &lines {
-        output.line(line)?;
-    }
-    Ok(lines.len())
+    lines
 }
 
 fn tone(state: QueueState) -> Tone {
@@ -86,7 +82,7 @@ fn project_head(status: &QueueStatus) -> Vec<String> {
     let key = status.key.as_deref().unwrap_or("(key unknown)");
     let below = if status.lane == "ai" { 2 } else { 1 };
     let dir = status.path.ancestors().nth(below).unwrap_or(&status.path);
-    vec![format!("{host}  {key}"), dir.display().to_string()]
+    vec![visible(&format!("{host}  {key}")).into_owned(), shown(dir)]
 }
 
 fn name(status: &QueueStatus) -> String {
@@ -139,7 +135,7 @@ fn findings(readings: &[Reading], output: &Output) -> Vec<String> {
             Ok(found) => found,
             Err(error) => {
                 lines.push(String::new());
-                lines.push(format!("{}: {}", reading.path.display(), output.toned(Tone::Bad, "cannot be read")));
+                lines.push(format!("{}: {}", shown(&reading.path), output.toned(Tone::Bad, "cannot be read")));
                 lines.extend(wrapped(&text_of(error), 2, 2));
                 continue;
             }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use posthog::inspect::{Problem, ProblemKind, QueueDir, Verification};
 
-use crate::output::{Output, Tone, Unit, are, count};
+use crate::output::{Output, Tone, Unit, are, count, shown, visible};
 use crate::target::Target;
 use crate::{Failure, Verdict};
 
@@ -58,7 +58,7 @@ pub(super) fn print(verification: &Verification, output: &mut Output) -> Result<
     };
     let word = output.toned(tone, word);
     let copy = if verification.is_copy { " (in use; a copy was checked)" } else { "" };
-    output.line(format!("{word}: {}{copy}", verification.queue.display()))?;
+    output.line(format!("{word}: {}{copy}", shown(&verification.queue)))?;
     let can_be = match (is_damaged, verification.waiting_events) {
         (true, _) => "can be saved",
         (false, 1) => "waits",
@@ -80,7 +80,7 @@ pub(super) fn print(verification: &Verification, output: &mut Output) -> Result<
     }
     if is_damaged && !verification.is_import {
         output.line("  To save what can be read (the next start of the program does the same):")?;
-        output.line(format!("    posthog-queue repair {}", crate::quoted(&verification.queue.to_string_lossy())))?;
+        output.line(format!("    posthog-queue repair {}", crate::quoted(verification.queue.as_os_str())))?;
     }
     if !verification.problems.is_empty() {
         output.line("")?;
@@ -91,7 +91,7 @@ pub(super) fn print(verification: &Verification, output: &mut Output) -> Result<
         output.line(format!("  and {} more", count(verification.more_problems, "problem")))?;
     }
     for note in &verification.notes {
-        output.line(format!("  Note: {note}"))?;
+        output.line(format!("  Note: {}", visible(note)))?;
     }
     Ok(())
 }
@@ -99,8 +99,8 @@ pub(super) fn print(verification: &Verification, output: &mut Output) -> Result<
 fn row(problem: &Problem, verification: &Verification) -> Vec<String> {
     let name = match problem.path.strip_prefix(&verification.queue) {
         Ok(below) if below.as_os_str().is_empty() => "(directory)".into(),
-        Ok(below) => below.display().to_string(),
-        Err(_) => problem.path.display().to_string(),
+        Ok(below) => shown(below),
+        Err(_) => shown(&problem.path),
     };
     let lost = problem.lost_events.map_or("?".into(), |lost| lost.to_string());
     let lost = if problem.kind == ProblemKind::Permissions { String::new() } else { lost };
