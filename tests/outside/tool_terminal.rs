@@ -53,7 +53,9 @@ fn refusing_in_hostile_words() -> Fixture {
 fn nothing_that_a_terminal_acts_on_is_printed() {
     apart_to_death(
         refusing_in_hostile_words,
-        |place| captures_hostile_texts_and_dies(place),
+        |place| {
+            captures_hostile_texts_and_dies(place);
+        },
         |fixture| {
             let renamed = fixture.folder().join(format!("{HOSTILE}.d"));
             fs::rename(&fixture.queue, &renamed).unwrap();
@@ -81,7 +83,9 @@ fn nothing_that_a_terminal_acts_on_is_printed() {
 fn a_directory_whose_name_is_no_text_is_no_obstacle() {
     apart_to_death(
         refusing,
-        |place| work_and_die(place),
+        |place| {
+            work_and_die(place);
+        },
         |fixture| {
             let (copied, _) = copy_of(fixture, "copy");
             let dir = fixture.folder().join(OsStr::from_bytes(b"queue-\xff\xfe"));
@@ -142,7 +146,9 @@ fn a_copy_has_no_name_and_so_outlives_no_process() {
 fn a_damaged_replacement_of_the_store_is_found_by_verify() {
     apart_to_death(
         refusing,
-        |place| work_and_die(place),
+        |place| {
+            work_and_die(place);
+        },
         |fixture| {
             let (queue, shard) = copy_of(fixture, "copy");
             let ready = shard.join("queue.redb.ready");
