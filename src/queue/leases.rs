@@ -24,14 +24,14 @@
 //!   they never wait for the disk. Whoever needs both locks takes the row lock first.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{OnceLock, PoisonError};
 
 use super::journal::Budget;
 use super::store::{Chunk, ChunkKey, DeadRecord, Ledger};
 use super::{Queue, QueueError};
 use crate::sys::clock::WallNanos;
-use crate::sys::disk::fork::try_lock;
+use crate::sys::sync::{AtomicBool, Mutex, MutexGuard, try_lock};
 
 /// The origin of this process's own shard. Adopted shards have higher numbers.
 pub(crate) const OWN: u32 = 0;

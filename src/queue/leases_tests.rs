@@ -386,3 +386,214 @@ proptest! {
         assert!(world.leases.has_nothing_of(OWN) && world.leases.is_committed());
     }
 }
+
+/// The table under every order of its threads that a scheduler of shuttle tries.
+#[cfg(feature = "__models")]
+mod models {
+    use shuttle::sync::{Condvar, Mutex};
+    use shuttle::{rand, thread};
+
+    use super::*;
+    use crate::sys::sync::alone;
+
+    const ROWS: u64 = 3;
+    const ROW_EVENTS: u64 = 2;
+
+    /// Wakes a thread that waits, or the next time that it would.
+    #[derive(Default)]
+    struct Bell {
+        is_rung: Mutex<bool>,
+        rings: Condvar,
+    }
+
+    impl Bell {
+        fn ring(&self) {
+            *self.is_rung.lock().unwrap() = true;
+            self.rings.notify_one();
+        }
+
+        /// Never returns if nobody rings, which shuttle reports as a deadlock.
+        fn wait(&self) {
+            let mut is_rung = self.is_rung.lock().unwrap();
+            while !*is_rung {
+                is_rung = self.rings.wait(is_rung).unwrap();
+            }
+            *is_rung = false;
+        }
+    }
+
+    #[derive(Default)]
+    struct Meeting {
+        leases: Leases,
+        store: Mutex<Store>,
+        delivery: Bell,
+        committer: Bell,
+        /// Events that delivery has decided, and those that were evicted.
+        decided: Mutex<Vec<u64>>,
+        evicted: Mutex<u64>,
+        is_over: Mutex<bool>,
+    }
+
+    impl Meeting {
+        fn left(&self) -> u64 {
+            ROWS * ROW_EVENTS - self.decided.lock().unwrap().len() as u64 - *self.evicted.lock().unwrap()
+        }
+
+        /// As [`Rows::lease`] does.
+        fn lease(&self, rows: &Rows<'_>) -> Vec<Lease> {
+            loop {
+                let after = rows.leases.table().resume(OWN, &|_| true);
+                let read: Vec<_> = {
+                    let store = self.store.lock().unwrap();
+                    store.rows.values().filter(|row| Some(row.key) > after).take(2).cloned().collect()
+                };
+                let last = read.last().map(|row| row.key);
+                let leased = rows.leases.table().lease(OWN, after, last, read, &|_| true);
+                if last.is_none() || !leased.is_empty() {
+                    return leased;
+                }
+            }
+        }
+
+        /// Decides over a leased row, in part or as a whole, or gives it back. Returns what is still leased.
+        fn decide(&self, lease: Lease, releases: &mut u32) -> Option<Lease> {
+            use rand::Rng;
+            match rand::thread_rng().gen_range(0..3) {
+                0 if *releases > 0 => {
+                    *releases -= 1;
+                    self.leases.release(lease.row());
+                    None
+                }
+                1 if lease.chunk.count > 1 => {
+                    let kept: Vec<u64> = seqs(&lease.chunk).into_iter().skip(1).collect();
+                    self.acked(&lease, &kept)
+                }
+                _ => self.acked(&lease, &[]),
+            }
+        }
+
+        fn acked(&self, lease: &Lease, kept: &[u64]) -> Option<Lease> {
+            let ack = ack(lease, kept);
+            let rest = ack.keep.clone().map(|chunk| Lease { origin: OWN, chunk });
+            // Noted first: another thread may see the ack before this one goes on.
+            let mut decided = self.decided.lock().unwrap();
+            decided.extend(seqs(&lease.chunk).into_iter().filter(|seq| !kept.contains(seq)));
+            drop(decided);
+            assert!(self.leases.ack(ack));
+            self.committer.ring();
+            rest
+        }
+
+        fn deliver(&self) {
+            let (mut held, mut releases) = (Vec::new(), 2);
+            loop {
+                if let Some(rows) = self.leases.try_lock() {
+                    let leased = self.lease(&rows);
+                    drop(rows);
+                    held.extend(leased);
+                }
+                if let Some(lease) = held.pop() {
+                    let rest = self.decide(lease, &mut releases);
+                    held.extend(rest.filter(|rest| {
+                        // Sometimes what is kept is given back before the commit.
+                        let gives_back = releases > 0 && rest.chunk.key.first_seq % 4 == 0;
+                        if gives_back {
+                            releases -= 1;
+                            self.leases.release(rest.row());
+                        }
+                        !gives_back
+                    }));
+                } else if self.left() == 0 {
+                    break;
+                } else {
+                    self.delivery.wait();
+                }
+            }
+            *self.is_over.lock().unwrap() = true;
+            self.committer.ring();
+        }
+
+        /// One turn of the committer: a transaction, which may fail, or an eviction.
+        fn commit(&self, turn: u32) {
+            let ledger = self.store.lock().unwrap().ledger;
+            let pending = self.leases.take_acks(OWN, &ledger);
+            if turn == 1 {
+                self.leases.put_back(pending);
+            } else {
+                self.store.lock().unwrap().apply(&pending.acks);
+                self.leases.lock().committed(pending);
+            }
+            if turn == 0 {
+                self.evict();
+            }
+            self.leases.wake_turned_away();
+        }
+
+        /// As the committer does: under the row lock, and no row that is out.
+        fn evict(&self) {
+            let rows = self.leases.lock();
+            // The store's lock is never held where the table's is taken.
+            let keys: Vec<_> = self.store.lock().unwrap().rows.keys().copied().collect();
+            let free = keys.into_iter().find(|key| !rows.is_out(ChunkRef { origin: OWN, key: *key }));
+            let mut store = self.store.lock().unwrap();
+            if let Some(row) = free.and_then(|key| store.rows.remove(&key)) {
+                store.ledger.queued_events -= u64::from(row.count);
+                store.ledger.evicted += u64::from(row.count);
+                *self.evicted.lock().unwrap() += u64::from(row.count);
+                drop(store);
+                // What delivery waited for may be gone.
+                self.delivery.ring();
+            }
+        }
+    }
+
+    fn every_event_is_decided_once() {
+        let rows = (0..ROWS).map(|number| row(number * ROW_EVENTS + 1, ROW_EVENTS));
+        let meeting = Arc::new(Meeting { store: Mutex::new(Store::of(rows)), ..Meeting::default() });
+        let wakes = Arc::downgrade(&meeting);
+        meeting.leases.wake_with(Box::new(move || {
+            if let Some(meeting) = wakes.upgrade() {
+                meeting.delivery.ring();
+            }
+        }));
+        let delivery = Arc::clone(&meeting);
+        let delivery = thread::spawn(move || delivery.deliver());
+        let reader = Arc::clone(&meeting);
+        let reader = thread::spawn(move || {
+            let mut before = 0;
+            for _ in 0..4 {
+                let ledger = reader.leases.ledger(OWN, || reader.store.lock().unwrap().ledger);
+                assert_eq!(ledger.accepted, ledger.queued_events + ledger.delivered + ledger.evicted, "{ledger:?}");
+                assert!(ledger.delivered >= before, "an event counts as delivered once and for all");
+                before = ledger.delivered;
+            }
+        });
+        for turn in 0.. {
+            meeting.commit(turn);
+            if *meeting.is_over.lock().unwrap() && meeting.leases.is_committed() {
+                break;
+            }
+            if turn > 1 {
+                meeting.committer.wait();
+            }
+        }
+        delivery.join().unwrap();
+        reader.join().unwrap();
+        let mut decided = meeting.decided.lock().unwrap().clone();
+        decided.sort_unstable();
+        let count = decided.len();
+        decided.dedup();
+        assert_eq!(decided.len(), count, "no event is decided twice");
+        let store = meeting.store.lock().unwrap();
+        assert!(store.rows.is_empty(), "{:?}", store.rows);
+        assert_eq!(store.ledger.delivered + store.ledger.evicted, ROWS * ROW_EVENTS);
+        assert!(meeting.leases.has_nothing_of(OWN));
+    }
+
+    #[test]
+    fn delivery_and_committer_decide_each_event_once_and_wake() {
+        let _alone = alone();
+        shuttle::check_random(every_event_is_decided_once, 5_000);
+        shuttle::check_pct(every_event_is_decided_once, 5_000, 3);
+    }
+}

@@ -8,6 +8,7 @@
 //! * [`backoff`] and [`throttle`]: growing waits between attempts; limits on how often something is done or reported.
 //! * [`limits`]: every configurable or fixed bound, and the functions that cut foreign text to fit.
 //! * [`reentry`]: whether this thread runs a callback of the program, or is a thread of the library.
+//! * [`sync`]: the locks and flags that the models of `queue` explore.
 //! * [`crash_point`]: named places at which the crash tests kill the process; no code in other builds.
 //! * [`wording`]: numbers, sizes and times as text for messages.
 //!
@@ -22,5 +23,6 @@ pub(crate) mod entropy;
 pub(crate) mod limits;
 pub(crate) mod machine;
 pub(crate) mod reentry;
+pub(crate) mod sync;
 pub(crate) mod throttle;
 pub(crate) mod wording;

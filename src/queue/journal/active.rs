@@ -7,14 +7,14 @@
 //! changes.
 
 use std::io;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Journal;
 use super::arena::{Arena, HEADER_BYTES, Round};
 use crate::queue::frame::FRAME_HEAD;
 use crate::sys::crash_point;
-use crate::sys::disk::fork::try_lock;
+use crate::sys::sync::{MutexGuard, sleep, spin_loop, try_lock, yield_now};
 
 /// A record that was appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,7 +235,7 @@ impl Journal {
     #[cold]
     fn lock_slowly(&self) -> Option<MutexGuard<'_, Active>> {
         for _ in 0..64 {
-            std::hint::spin_loop();
+            spin_loop();
             if let Some(guard) = try_lock(&self.active.0) {
                 return Some(guard);
             }
@@ -249,11 +249,11 @@ impl Journal {
                 None if pause < Duration::from_micros(20) => {
                     // The holder needs the processor more than this thread: usually it is a few instructions from the
                     // end.
-                    std::thread::yield_now();
+                    yield_now();
                     pause += Duration::from_micros(1);
                 }
                 None => {
-                    std::thread::sleep(pause);
+                    sleep(pause);
                     pause = (pause * 2).min(Duration::from_millis(1));
                 }
             }

@@ -29,13 +29,14 @@ mod pool;
 pub(crate) mod replay;
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use crate::queue::error::QueueError;
 use crate::queue::frame::{self, FRAME_HEAD, FrameHead};
 use crate::sys::crash_point;
 use crate::sys::disk::fork;
 use crate::sys::entropy;
+use crate::sys::sync::Mutex;
 
 use active::{Active, CachePadded};
 pub(crate) use active::{AppendError, Appended, Budget};

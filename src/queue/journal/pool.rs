@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::arena::{Arena, HEADER_BYTES, Header, Round};
@@ -14,6 +14,7 @@ use crate::queue::frame::FRAME_HEAD;
 use crate::sys::crash_point;
 use crate::sys::disk::{Disk, Home};
 use crate::sys::entropy;
+use crate::sys::sync::{AtomicBool, Mutex, MutexGuard};
 
 /// The most arenas of one journal.
 pub(crate) const ARENAS_MAX: usize = 4;

@@ -301,3 +301,72 @@ fn a_sparse_arena_is_mapped_only_if_it_can_be_filled() {
         std::fs::remove_file(&path).unwrap();
     }
 }
+
+/// The journal under every order of its threads that a scheduler of shuttle tries.
+#[cfg(feature = "__models")]
+mod models {
+    use shuttle::thread;
+
+    use super::*;
+    use crate::sys::sync::alone;
+
+    const RECORDS: u64 = 4;
+    /// Three frames of 1 KiB fit, so appends rotate too.
+    const SMALL: usize = 8 * 1024;
+
+    fn body(appender: u64, number: u64) -> Vec<u8> {
+        let mut body = vec![appender as u8; 1000];
+        body[..8].copy_from_slice(&number.to_le_bytes());
+        body
+    }
+
+    fn checkpoint_all(journal: &Journal, found: &mut Vec<(u64, Vec<u8>)>) {
+        journal.swap().unwrap();
+        while let Some(sealed) = journal.oldest_sealed() {
+            let replay = sealed.replay().unwrap();
+            for run in &replay.runs {
+                let frames = frame::frames(&replay.bytes[run.range.clone()], replay.salt);
+                found.extend(frames.map(|(head, body)| (head.seq, body.to_vec())));
+            }
+            journal.free_oldest();
+        }
+    }
+
+    fn every_accepted_record_is_checkpointed_once_and_in_order() {
+        let options =
+            JournalOptions { dir: None, map: false, arena_bytes: SMALL, lock_wait: Duration::from_secs(3600) };
+        let journal = Arc::new(Pool::open(&Disk::default(), options).unwrap().start(1, 1).unwrap());
+        let append = |appender: u64| {
+            let journal = Arc::clone(&journal);
+            thread::spawn(move || {
+                let mut accepted = Vec::new();
+                for body in (0..RECORDS).map(|number| body(appender, number)) {
+                    match super::append(&journal, &body) {
+                        Ok(appended) => accepted.push((appended.seq, body)),
+                        Err(AppendError::Full) => thread::yield_now(),
+                        Err(error) => panic!("{error:?}"),
+                    }
+                }
+                accepted
+            })
+        };
+        let (one, other) = (append(1), append(2));
+        let mut found = Vec::new();
+        for _ in 0..3 {
+            checkpoint_all(&journal, &mut found);
+            thread::yield_now();
+        }
+        let mut accepted = [one.join().unwrap(), other.join().unwrap()].concat();
+        checkpoint_all(&journal, &mut found);
+        accepted.sort_unstable();
+        assert_eq!(found, accepted);
+        assert!(found.iter().map(|(seq, _)| *seq).eq(1..=found.len() as u64), "numbers have no gaps");
+    }
+
+    #[test]
+    fn appends_rotations_and_checkpoints_lose_nothing() {
+        let _alone = alone();
+        shuttle::check_random(every_accepted_record_is_checkpointed_once_and_in_order, 2_000);
+        shuttle::check_pct(every_accepted_record_is_checkpointed_once_and_in_order, 2_000, 3);
+    }
+}

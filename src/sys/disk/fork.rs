@@ -14,12 +14,14 @@ use std::fs::{File, Metadata};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::sys::stat::fstat;
+
+use crate::sys::sync::AtomicU32;
 
 /// The number of forks between the process that called this first and the present one.
 #[inline]
@@ -46,7 +48,7 @@ fn notice_fork() {
         marker.store(PRESENT, Ordering::Release);
     }
     while marker.load(Ordering::Acquire) != PRESENT {
-        std::hint::spin_loop();
+        crate::sys::sync::spin_loop();
     }
 }
 
@@ -83,7 +85,7 @@ fn first_marker() -> &'static AtomicU32 {
     }
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(feature = "__models")))]
 fn wiped_page() -> Option<&'static AtomicU32> {
     use nix::sys::mman::{self, MapFlags, MmapAdvise, ProtFlags};
     use std::num::NonZeroUsize;
@@ -100,7 +102,7 @@ fn wiped_page() -> Option<&'static AtomicU32> {
     Some(unsafe { AtomicU32::from_ptr(page.cast::<u32>().as_ptr()) })
 }
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(any(not(target_os = "linux"), feature = "__models"))]
 fn wiped_page() -> Option<&'static AtomicU32> {
     None
 }
@@ -373,5 +375,26 @@ mod tests {
             });
         });
         without_fork(|| without_fork(|| ()));
+    }
+
+    /// The first calls in a child, by several threads, under every order that shuttle tries.
+    #[cfg(feature = "__models")]
+    mod models {
+        use super::*;
+
+        #[test]
+        fn a_fork_is_counted_once_whichever_thread_notices_it() {
+            let _alone = crate::sys::sync::alone();
+            shuttle::check_dfs(
+                || {
+                    let before = generation();
+                    marker().store(WIPED, Ordering::SeqCst);
+                    let threads: Vec<_> = (0..3).map(|_| shuttle::thread::spawn(generation)).collect();
+                    let seen: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+                    assert_eq!(seen, [before + 1; 3]);
+                },
+                Some(20_000),
+            );
+        }
     }
 }
