@@ -53,7 +53,13 @@ impl<'a> Life<'a> {
     }
 
     /// Cuts the power `cuts` times, and then delivers what is left and compares.
-    pub fn live(mut self, file_system: FileSystem, mode: Mode, cuts: u32) -> Result<(Figures, Vec<String>), Failure> {
+    pub fn live(
+        mut self,
+        file_system: FileSystem,
+        mode: Mode,
+        cuts: u32,
+        is_shared: bool,
+    ) -> Result<(Figures, Vec<String>), Failure> {
         let mut disk = self.bench.fresh(file_system, mode)?;
         for _ in 0..cuts {
             disk = self.run_until_cut(disk)?;
@@ -63,7 +69,7 @@ impl<'a> Life<'a> {
         let (events, unique) = self.sink.inspect(|state| (state.events().to_vec(), state.unique()));
         let (before, after) = events.split_at(self.arrived);
         let figures = Figures::of(cuts.into(), &self.promised, before, after);
-        let mut findings = figures.broken();
+        let mut findings = figures.broken(is_shared);
         let rules = Rules { power_cuts: true, ..Rules::default() };
         findings.extend(oracle::findings(&self.history, &events, rules));
         let unbalanced = shards.iter().filter(|shard| !shard.balances());
