@@ -57,7 +57,8 @@ fn a_before_send_that_crashes_is_called_three_times_at_most() {
     let (died, lived) = ((None, Some(11)), (Some(0), None));
     assert_eq!(endings, [died, died, died, lived, lived]);
     let left = left_in(&fixture.queue_dir());
-    assert!(left.iter().filter(|path| path.ends_with(".bad")).count() == 1 && left.len() <= 2, "{left:?}");
+    // The one that is given up, and those of the three processes that crashed while they read it.
+    assert!(left.iter().filter(|path| path.ends_with(".bad")).count() == 4 && left.len() <= 5, "{left:?}");
 }
 
 #[test]

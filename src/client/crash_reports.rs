@@ -216,10 +216,11 @@ fn finish(shared: &Weak<Shared>, disk: &Disk, report: &CrashReport, unsent: &str
     }
     let has_none = report.incidents.is_empty();
     if has_none && !report.is_last_attempt() {
-        let why = format!("{unsent}, and it holds no whole record; it is kept and read again at the next start");
+        let why =
+            format!("{unsent}, and it holds no whole report of a crash; it is kept and read again at the next start");
         return record_unreadable(shared, Some(&report.path), &why);
     }
-    let rest = if has_none { "it holds no whole record" } else { "what else is in it is sent" };
+    let rest = if has_none { "it holds no whole report of a crash" } else { "what else is in it is sent" };
     match report.give_up(disk) {
         Ok(kept) => {
             let why = format!("{unsent}; {rest}; the file is kept under this name and not read again");

@@ -233,7 +233,8 @@ fn give_up(disk: &Disk, path: &Path) -> io::Result<PathBuf> {
     let stem = name_of(path).split('.').next().unwrap_or_default();
     let dir = path.parent().unwrap_or(path);
     let kept = rename_to_free(disk, path, dir, stem, GIVEN_UP)?;
-    remove_oldest(disk, dir)?;
+    // If older ones cannot be removed, this one is kept all the same.
+    let _ = remove_oldest(disk, dir, &kept);
     Ok(kept)
 }
 
@@ -307,13 +308,14 @@ fn bytes_and_len_of(disk: &Disk, path: &Path, most: u64) -> io::Result<(Vec<u8>,
     Ok((bytes, len))
 }
 
-/// Removes the oldest files that were given up. Names say nothing about age, since they begin with random digits.
-fn remove_oldest(disk: &Disk, dir: &Path) -> io::Result<()> {
+/// Removes the oldest files that were given up, and never `newest`, whatever the age of its crash. Names say nothing about age, since they begin with random digits.
+fn remove_oldest(disk: &Disk, dir: &Path, newest: &Path) -> io::Result<()> {
     let suffix = format!(".{GIVEN_UP}");
     let mut given_up: Vec<_> =
         disk.list(dir)?.into_iter().filter(|name| name.ends_with(&suffix)).map(|name| dir.join(name)).collect();
+    given_up.retain(|path| path != newest);
     given_up.sort_by_cached_key(|path| std::fs::symlink_metadata(path).and_then(|file| file.modified()).ok());
-    for path in given_up.iter().take(given_up.len().saturating_sub(GIVEN_UP_KEPT)) {
+    for path in given_up.iter().take((given_up.len() + 1).saturating_sub(GIVEN_UP_KEPT)) {
         disk.remove_file(path)?;
     }
     Ok(())

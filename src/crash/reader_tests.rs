@@ -81,6 +81,17 @@ fn of_given_up_files_the_newest_are_kept_whatever_their_names() {
 }
 
 #[test]
+fn the_file_that_is_given_up_now_is_kept_whatever_its_age() {
+    let (dir, disk) = (tempfile::tempdir().unwrap(), Disk::default());
+    (1..=4).for_each(|number| drop(write_report(dir.path(), &format!("new-{number}.bad"), NOBODY, 1)));
+    let path = write_report(dir.path(), "old-1.phx.3", NOBODY, 1);
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+    std::fs::File::options().append(true).open(&path).unwrap().set_modified(time).unwrap();
+    assert!(CrashReport::read(&disk, &path, ProcessState::Gone).unwrap().is_none());
+    assert!(dir.path().join("old-1.bad").exists() && names(dir.path()).len() == 4, "{:?}", names(dir.path()));
+}
+
+#[test]
 fn no_report_replaces_another_of_the_same_name() {
     let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let disk = Disk::default();

@@ -1,6 +1,6 @@
 //! What a server, a proxy, or the sender of a request may say.
 
-use crate::Context;
+use crate::context::{self, Context};
 use crate::delivery;
 use crate::flags::remote;
 use crate::transport::RetryAfter;
@@ -39,7 +39,7 @@ pub fn headers(bytes: &[u8]) {
         .collect();
     let context = Context::from_request(&method, &url, headers);
     context.enter(|| {
-        for id in [crate::context::current_distinct_id(), crate::context::current_session_id()].into_iter().flatten() {
+        for id in [context::current_distinct_id(), context::current_session_id()].into_iter().flatten() {
             assert!(!id.trim().is_empty() && !id.contains(char::is_control), "{id:?} is cleaned");
         }
     });

@@ -224,7 +224,7 @@ impl QueueDir {
     }
 
     /// Whether there is nothing in it that could be opened: its first owner ended before it had made a store or a journal,
-    /// for example because the disk was full. The one decision of every command that opens queues; a program takes such a
+    /// for example because the disk was full. Every command that opens queues decides by this; a program takes such a
     /// directory as a new one.
     pub fn is_blank(&self) -> bool {
         let holds_events = |name: &OsStr| {

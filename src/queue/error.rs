@@ -66,7 +66,7 @@ impl QueueError {
 }
 
 /// Whether an error is about the disk or the process, rather than the file or directory at which it occurred.
-fn is_of_the_machine(error: &io::Error) -> bool {
+pub(super) fn is_of_the_machine(error: &io::Error) -> bool {
     use io::ErrorKind::{OutOfMemory, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem | OutOfMemory)
         || matches!(error.raw_os_error(), Some(nix::libc::EMFILE | nix::libc::ENFILE))

@@ -8,7 +8,7 @@
 //! * [`backoff`] and [`throttle`]: growing waits between attempts; limits on how often something is done or reported.
 //! * [`limits`]: every configurable or fixed bound, and the functions that cut foreign text to fit.
 //! * [`reentry`]: whether this thread runs a callback of the program, or is a thread of the library.
-//! * [`sync`]: the locks and flags that the models of `queue` explore.
+//! * [`sync`]: the locks and flags of the journal, the leases and the fork counter, which tests explore.
 //! * [`crash_point`]: named places at which the crash tests kill the process; no code in other builds.
 //! * [`wording`]: numbers, sizes and times as text for messages.
 //!

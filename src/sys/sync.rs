@@ -1,5 +1,6 @@
-//! The locks and flags whose use the tests in `queue::models` explore: those of the standard library, or, with the
-//! internal feature `__models`, those of shuttle, which runs the threads of a test in every order that matters.
+//! The locks and flags whose use the tests named `models` explore: those of the standard library, or, with the internal
+//! feature `__models`, those of shuttle, which runs the threads of a test in thousands of orders. It knows no weak
+//! memory: every access is sequentially consistent.
 
 #[cfg(feature = "__models")]
 pub(crate) use shuttle::{

@@ -181,7 +181,6 @@ fn flip(path: &Path, at: u64) {
     fs::write(path, bytes).unwrap();
 }
 
-/// An arena with records, and the place of its first frame.
 /// The arena of the newest round that has records. Those of an older one may be in the store already.
 fn arena_in_use(shard: &Path) -> PathBuf {
     let paths = (0..4).map(|n| shard.join(format!("journal-{n}"))).filter(|path| path.exists());

@@ -194,6 +194,7 @@ fn a_queue_that_cannot_be_written_is_read_and_nothing_else() {
             .and_then(|()| run("mount", &["-o", "remount,ro,bind", path(&mount)]));
         if let Err(why) = mounted {
             eprintln!("skipped: nothing can be mounted read-only here: {why}");
+            let _none = run("umount", &[path(&mount)]);
             continue;
         }
         let queue = mount.join("queue");
@@ -223,7 +224,7 @@ fn two_screens(environment: &str, size: (usize, usize), dir: &Path) -> Option<St
         format!("stty cols {columns} rows {rows}; {environment} exec {TOOL} status --watch=1 {}", dir.display());
     let mut script = Command::new("script");
     script.args(["-qec", &watch, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut script = match script.env("TERM", "xterm").env_remove("NO_COLOR").spawn() {
+    let mut script = match script.env("TERM", "xterm").env("SHELL", "/bin/sh").env_remove("NO_COLOR").spawn() {
         Ok(script) => script,
         Err(error) => {
             eprintln!("skipped: script cannot be run: {error}");
@@ -238,6 +239,10 @@ fn two_screens(environment: &str, size: (usize, usize), dir: &Path) -> Option<St
     };
     while seen(&shown) < 2 && out.read(&mut byte).unwrap() == 1 {
         shown.push(byte[0]);
+    }
+    if shown.is_empty() {
+        eprintln!("skipped: script makes no terminal here: {:?}", script.wait());
+        return None;
     }
     // As the key does it.
     script.stdin.take().unwrap().write_all(&[3]).unwrap();

@@ -155,7 +155,7 @@ impl Options {
             let known = match arg.as_str() {
                 "--cuts" => value.parse().ok().map(|cuts| options.cuts = cuts),
                 "--seed" => value.parse().ok().map(|seed| options.seed = seed),
-                "--shared" if value == "yes" => Some(options.is_shared = true),
+                "--shared" => (value == "yes").then(|| options.is_shared = true),
                 "--mode" if value == "both" => Some(()),
                 "--mode" => {
                     Mode::ALL.into_iter().find(|mode| mode.name() == value).map(|mode| options.modes = vec![mode])

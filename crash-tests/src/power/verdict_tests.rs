@@ -1,3 +1,5 @@
+//! Tests of what a power cut may take, and of the ledger after it.
+
 use super::*;
 use crate::protocol::Key;
 

@@ -117,6 +117,11 @@ impl Output {
         lines
     }
 
+    /// Writes a command on a line of its own, as long as it is, so that it can be copied. The program's name is added.
+    pub(crate) fn command(&mut self, words: &str) -> Result<(), Failure> {
+        self.verbatim(&format!("    posthog-queue {words}"))
+    }
+
     /// Writes text that is copied as a whole, JSON for example, in lines as long as they are.
     pub(crate) fn verbatim(&mut self, text: &str) -> Result<(), Failure> {
         for line in text.split('\n') {
@@ -236,7 +241,7 @@ impl Output {
         Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
     }
 
-    /// Writes a note to standard error, also with `--json`.
+    /// Writes a note to standard error, also with `--json`, on one line.
     pub(crate) fn note(&mut self, text: &str) {
         // If it fails, `finish` says so.
         let _ = self.flush();
@@ -508,7 +513,7 @@ mod tests {
     #[test]
     fn json_says_the_same_in_characters_that_are_shown() {
         let text = "\"\\\u{1b}\u{9b}\u{7f}\u{202e}\n\u{e9}";
-        let raw = RawValue::from_string(format!("{{\"\u{9b}\":\"\u{202e}\"}}")).unwrap();
+        let raw = RawValue::from_string("{\"\u{9b}\":\"\u{202e}\"}".to_owned()).unwrap();
         let mut out = Vec::new();
         let value = (text, &raw);
         value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, VisibleJson)).unwrap();

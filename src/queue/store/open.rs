@@ -12,7 +12,7 @@ use super::files::{Interrupted, QUEUE, StoreDir, StoreOptions};
 use super::rows::{Project, State};
 use super::salvage::{Rebuild, Salvage};
 use super::schema::{self, CHUNKS, DEAD};
-use crate::queue::error::{StoreError, guarded};
+use crate::queue::error::{StoreError, guarded, is_of_the_machine};
 use crate::sys::clock::WallNanos;
 use crate::sys::disk::{Disk, Open};
 
@@ -40,7 +40,12 @@ pub(crate) struct OpenReport {
 /// Opens the store in `place`, whatever state its file is in.
 pub(super) fn open(place: &StoreDir, now: WallNanos) -> Result<(OpenDatabase, State, OpenReport), StoreError> {
     let mut report = OpenReport::default();
-    match place.finish_interrupted(now, || objection(place, Some(&place.options.project)))? {
+    // Opening the replacement may be what killed the processes before this one, or what took too long.
+    let refuse = || match place.options.untrusted {
+        true => Ok(Some("the store is being built anew from its rows, because the queue is not trusted".to_owned())),
+        false => objection(place, Some(&place.options.project)),
+    };
+    match place.finish_interrupted(now, refuse)? {
         Interrupted::Nothing => {}
         Interrupted::Swapped(path) => {
             report.damaged_file = Some(path);
@@ -167,16 +172,14 @@ pub(super) fn objection(place: &StoreDir, project: Option<&Project>) -> Result<O
     }
     let replacement = match state_of_whole(place, &place.ready(), project) {
         Ok(state) => state,
-        Err(error) if error.is_damage() || matches!(error, StoreError::OtherProject) => {
-            return Ok(Some(in_full(&error)));
-        }
-        Err(error) => return Err(error),
+        // A full disk, or a process without a free descriptor, says nothing about this file.
+        Err(error @ (StoreError::NoSpace(_) | StoreError::Forked)) => return Err(error),
+        Err(StoreError::Io(error)) if is_of_the_machine(&error) => return Err(StoreError::Io(error)),
+        Err(error) => return Ok(Some(in_full(&error))),
     };
-    // It was made of the store, so it knows all that the store knows, unless somebody put an older one there.
-    let known = |state: &State| {
-        let ledger = state.ledger;
-        [state.epoch, ledger.accepted, ledger.delivered, ledger.dead_lettered, ledger.evicted]
-    };
+    // It was made of the store, so no record is newer than those it knows, unless somebody put an older one there. Other
+    // counts may be lower: salvage takes back what it finds again.
+    let known = |state: &State| [state.epoch, state.ledger.accepted];
     let store = Salvage::open(place).meta().state;
     let is_older = store.is_some_and(|store| known(&replacement).iter().zip(known(&store)).any(|(own, of)| *own < of));
     Ok(is_older.then(|| "it is older than the store that it was to replace".to_owned()))

@@ -328,8 +328,12 @@ impl DiskFile {
             if !self.try_lock_shared()? {
                 return Ok(false);
             }
-            // The shared lock ends with this, also if it fails.
-            if self.try_lock()? {
+            let is_locked = self.try_lock();
+            if !matches!(is_locked, Ok(true)) {
+                // On some systems the shared lock outlives a failed attempt, and two who try would wait for each other.
+                self.file.unlock()?;
+            }
+            if is_locked? {
                 return Ok(true);
             }
             std::thread::sleep(ASKING);
@@ -446,7 +450,8 @@ impl Disk {
         DiskFile::of(Arc::new(file), path, self)
     }
 
-    /// Creates a file in `dir` that has no name: it ends with the process, however that ends.
+    /// Creates a file in `dir` that has no name, so that it ends with the process. (A kill before the name is removed leaves
+    /// an empty file.)
     #[cfg(feature = "inspect")]
     pub(crate) fn create_unnamed(&self, dir: &Path) -> io::Result<DiskFile> {
         let path = dir.join(format!("posthog-copy-{:016x}", random_u64()));

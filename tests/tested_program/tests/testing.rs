@@ -118,8 +118,8 @@ fn a_retry_after_is_never_broken() {
     harness.advance(Duration::from_millis(119_999));
     harness.deliver();
     assert_eq!(harness.server().requests().len(), 1);
-    // The retry is spread over a second, because other clients got the same time.
-    harness.advance(SECOND + Duration::from_millis(1));
+    // The retry is spread over a tenth of the wait, because other clients got the same time.
+    harness.advance(12 * SECOND + Duration::from_millis(1));
     assert_eq!(harness.server().requests().len(), 2);
 }
 

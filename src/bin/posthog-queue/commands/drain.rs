@@ -447,10 +447,8 @@ fn report_rest(drained: &Drained, output: &mut Output) -> Result<(), Failure> {
     if drained.dead_letters > 0 {
         let dead = count(drained.dead_letters, "dead letter");
         let again = if drained.dead_letters == 1 { "it" } else { "them" };
-        output.line(format!(
-            "{dead} left, which PostHog rejected for good. To see why: posthog-queue dead list {}",
-            quoted(drained.dir.as_os_str())
-        ))?;
+        output.line(format!("{dead} left, which PostHog rejected for good. To see why:"))?;
+        output.command(&format!("dead list {}", quoted(drained.dir.as_os_str())))?;
         output
             .line(format!("To send {again}: dead retry, then this command again. To remove {again}: dead discard."))?;
     }

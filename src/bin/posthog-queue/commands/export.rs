@@ -115,7 +115,8 @@ fn several(queues: &[QueueDir], done: &str) -> Failure {
     for ((project, lane), (waiting, host)) in groups {
         let project = project.get(..8).unwrap_or(project);
         let host = host.map(|host| format!(", {host}")).unwrap_or_default();
-        text.push_str(&format!("\n  --project {project} --lane {lane}   {}{host}", events(waiting)));
+        text.push_str(&format!(" --project {project} --lane {lane} ({}{host});", events(waiting)));
     }
+    text.pop();
     text.into()
 }

@@ -176,8 +176,9 @@ fn print(queue: &QueueDir, found: &PersonFound, args: &Args, output: &mut Output
         output.line(format!("  Found: {}", visible(note)))?;
     }
     if queue.is_import() {
-        output.line("  Note: an import that was not finished. If it is repeated, its file brings the person back:")?;
-        output.line("  remove the person there too, or remove this directory to give the import up.")?;
+        output.line("  Note: this is an import that was not finished. If it is repeated,")?;
+        output.line("  its file brings the person back: remove the person there too, or remove")?;
+        output.line("  this directory to give the import up.")?;
     }
     for file in &found.not_reached {
         let contains = match file.contains_id {

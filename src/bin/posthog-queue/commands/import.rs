@@ -7,8 +7,8 @@ use posthog::inspect::{self, BadLine, ImportOptions};
 
 use crate::events::{events, number};
 use crate::files::{self, InFile};
-use crate::output::{Output, Unit, shown};
-use crate::{Failure, Verdict};
+use crate::output::{Output, Unit};
+use crate::{Failure, Verdict, quoted};
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
@@ -81,7 +81,7 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Result<Verdict, Failure> {
         output.line(format!("Imported {}{resumed}.", events(imported.events)))?;
         output.line("A running program of this project sends them when its own queue is empty;")?;
         output.line("otherwise its next start does, or this command:")?;
-        output.line(format!("  posthog-queue drain {}", shown(queue)))?;
+        output.command(&format!("drain {}", quoted(queue.as_os_str())))?;
     } else {
         output.line("The file contains no event; nothing was imported.")?;
     }

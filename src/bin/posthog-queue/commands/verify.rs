@@ -80,7 +80,7 @@ pub(super) fn print(verification: &Verification, output: &mut Output) -> Result<
     }
     if is_damaged && !verification.is_import {
         output.line("  To save what can be read (the next start of the program does the same):")?;
-        output.line(format!("    posthog-queue repair {}", crate::quoted(verification.queue.as_os_str())))?;
+        output.command(&format!("repair {}", crate::quoted(verification.queue.as_os_str())))?;
     }
     if !verification.problems.is_empty() {
         output.line("")?;

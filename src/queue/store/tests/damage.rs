@@ -445,6 +445,16 @@ fn an_older_or_foreign_replacement_is_moved_away() {
 }
 
 #[test]
+fn a_replacement_is_not_opened_after_processes_died_opening() {
+    let (dir, _) = with_replacement(|_| ());
+    let options = StoreOptions { untrusted: true, ..options() };
+    let opened = Store::open(&Disk::default(), dir.path(), &options, 1000).unwrap();
+    let (store, report) = opened;
+    assert!(report.refused.is_some_and(|(kept, why)| kept.exists() && why.contains("not trusted")));
+    assert_eq!((whole_events(&store), report.lost_events), (100, 0));
+}
+
+#[test]
 fn a_damaged_replacement_is_salvaged_where_it_is_all_that_is_left() {
     let (dir, _) = with_replacement(|ready| ready[..9].fill(0));
     std::fs::remove_file(dir.path().join("queue.redb")).unwrap();
