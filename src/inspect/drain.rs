@@ -303,7 +303,10 @@ fn survey(project_dir: &Path) -> Result<Survey, InspectError> {
             survey.unopened.push(queue.path().to_path_buf());
             continue;
         };
-        let counts = Counts::of(&page.ledger.or_else(|| ledger_of_store(&queue)).unwrap_or_default());
+        // A page that was made anew says nothing until the queue is open.
+        let of_page = page.ledger.filter(|ledger| *ledger != Ledger::default());
+        let of_store = if of_page.is_none() { ledger_of_store(&queue) } else { None };
+        let counts = Counts::of(&of_page.or(of_store).unwrap_or_default());
         survey.counts.insert(queue.path().to_path_buf(), counts);
         if let Some(owner) = owner.filter(|owner| owner.pid != Some(own) && !is_ours(&page, own)) {
             let (queue, events) = (queue.path().to_path_buf(), page.queued_events());
@@ -311,7 +314,10 @@ fn survey(project_dir: &Path) -> Result<Survey, InspectError> {
             continue;
         }
         survey.queued = survey.queued.saturating_add(page.queued_events());
-        if owner.is_none() && !queue.is_known_empty() {
+        let is_opening =
+            !page.existed || page.deaths_opening > 0 || of_store.is_some_and(|ledger| ledger.queued_events > 0);
+        let waits = if owner.is_some() { is_opening } else { !queue.is_known_empty() };
+        if waits {
             survey.unopened.push(queue.path().to_path_buf());
         }
     }

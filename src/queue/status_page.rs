@@ -268,6 +268,12 @@ impl StatusPage {
     }
 
     fn begin(&self, predecessor: &Predecessor, boot_id: u128, now: WallNanos) {
+        if !predecessor.existed {
+            // Whatever the words were, nobody wrote them about this queue.
+            (0..STATUS_BYTES / size_of::<u64>())
+                .filter_map(|index| self.word(index))
+                .for_each(|word| word.store(0, Ordering::Relaxed));
+        }
         // A check that is due stays due until the store is open.
         let phase = if predecessor.died_in_store { Phase::Store } else { Phase::Quiet };
         self.set(Word::Phase, phase as u64);

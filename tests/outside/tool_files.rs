@@ -380,3 +380,18 @@ fn metrics_killed_at_any_moment_leave_a_whole_file() {
         reader.join().unwrap();
     });
 }
+
+#[test]
+fn a_drain_waits_for_queues_whose_pages_are_missing() {
+    let fixture = Fixture::new();
+    // Two queues of one project, neither of which says what is in it.
+    filled(&fixture, 20);
+    let file = fixture.folder().join("more.jsonl");
+    fs::write(&file, format!("{}\n", bare("more"))).unwrap();
+    must(0, &import_args(&fixture, &file, &fixture.queue));
+    let shards = fixture.shards();
+    assert_eq!(shards.len(), 2);
+    shards.iter().for_each(|shard| fs::remove_file(shard.join("status")).unwrap());
+    let said = must(0, &["drain", text(&fixture.queue)]);
+    assert_eq!(fixture.sink.unique().len(), 21, "{said}");
+}

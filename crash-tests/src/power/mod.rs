@@ -8,7 +8,7 @@
 //!   the kernel removes them however the process ends.
 //! - [`Mode::Clone`]: the file system is in a file on an XFS, and a cut is a clone (`FICLONE`) of that file. A clone is
 //!   atomic. It has every write that the device was given, also those that were never flushed.
-//! - [`Mode::Unflushed`]: the file system is on a [`Disk`] in the memory of this process, which [`fuse`] serves to the
+//! - [`Mode::Unflushed`]: the file system is on a `Disk` in the memory of this process, which `fuse` serves to the
 //!   kernel as a file. A cut loses a random part of what was written since the last flush, as a disk with a write
 //!   cache may.
 //! - A [`Life`] is one file system with one or several cuts. At its end everything is delivered and judged

@@ -1,12 +1,12 @@
 //! The soak: two real processes with one queue directory, on which random faults are inflicted for minutes or hours.
 //!
 //! - The *lasting* process delivers over TLS and is never killed, so that what grows with time shows in it. It is
-//!   sampled each second ([`samples`]).
+//!   sampled each second (`samples`).
 //! - The *mortal* process delivers over HTTP and is killed again and again.
 //!
 //! Both deliver to one stand-in, so there is one history for the oracle and one ledger over all shards. The network
-//! misbehaves in a way that changes at random and lasts while other faults happen ([`Network`]). All other faults are
-//! inflicted one after another ([`Fault`]). Both are drawn like cards from a shuffled pack, so that each comes
+//! misbehaves in a way that changes at random and lasts while other faults happen (`Network`). All other faults are
+//! inflicted one after another (`Fault`). Both are drawn like cards from a shuffled pack, so that each comes
 //! about equally often and in a short soak at least once.
 //!
 //! At the end all faults end, both processes end on their own, one more process for each endpoint delivers what is

@@ -36,6 +36,8 @@ pub(crate) struct RowReader {
     place: StoreDir,
     /// Whether there is a file.
     exists: bool,
+    /// Whether there is one that can be opened.
+    is_readable: bool,
     meta: Meta,
 }
 
@@ -69,11 +71,15 @@ impl RowReader {
             // An error here (a permission) must not look like damage.
             disk.open(&path, crate::sys::disk::Open::ReadOnly)?;
         }
-        let meta = if exists { Salvage::open(&place).meta() } else { Meta::default() };
+        let (mut meta, mut is_readable) = (Meta::default(), false);
+        if exists {
+            let mut salvage = Salvage::open(&place);
+            (is_readable, meta) = (salvage.is_open(), salvage.meta());
+        }
         if let Some(found) = meta.schema.filter(|found| *found > schema::SCHEMA) {
             return Err(StoreError::Newer { found, known: schema::SCHEMA });
         }
-        Ok(Self { place, exists, meta })
+        Ok(Self { place, exists, is_readable, meta })
     }
 
     /// Whether the store's file exists.
@@ -116,8 +122,13 @@ impl RowReader {
         self.meta.state.as_ref()?.dead_bytes
     }
 
-    /// Passes the chunks to `each`, until that breaks. Ascending, as long as nothing is damaged.
+    /// Passes the chunks to `each`, until that breaks. Ascending, as long as nothing is damaged. A file that cannot be
+    /// opened is one lost range.
     pub(crate) fn chunks(&self, each: Each<'_>) -> Result<ControlFlow<()>, StoreError> {
+        if self.exists && !self.is_readable {
+            let why = "the file cannot be opened: its header is damaged; what it held is lost".to_owned();
+            return Ok(each(Row::Lost { why, events: None }));
+        }
         let mut pass = |key: &[u8], value: &[u8]| {
             let Some(key) = schema::parse_chunk_key(key) else {
                 return each(Row::Lost {

@@ -142,6 +142,12 @@ impl<'a> Salvage<'a> {
         Self { place, db, failures: 0 }
     }
 
+    /// Whether the file can be opened at all.
+    #[cfg(feature = "inspect")]
+    pub(super) fn is_open(&self) -> bool {
+        self.db.is_some()
+    }
+
     /// What can be read of the `meta` rows.
     pub(super) fn meta(&mut self) -> Meta {
         let Some(db) = &self.db else { return Meta::default() };

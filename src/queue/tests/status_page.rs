@@ -92,6 +92,19 @@ fn a_foreign_file_is_no_predecessor() {
 }
 
 #[test]
+fn nothing_of_a_foreign_page_is_left_when_it_is_taken_over() {
+    for map in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("status"), [0x55; STATUS_BYTES]).unwrap();
+        let (page, before) = take_over(dir.path(), map);
+        assert_eq!(before, Predecessor::default());
+        page.publish();
+        let seen = StatusPage::peek(&Disk::default(), dir.path()).unwrap();
+        assert_eq!((seen.accepted, seen.ledger, seen.queued_events()), (0, Some(Ledger::default()), 0));
+    }
+}
+
+#[test]
 fn a_task_that_an_owner_died_in_is_remembered() {
     let (one, other) = (task_id(b"one"), task_id(b"other"));
     for map in [true, false] {

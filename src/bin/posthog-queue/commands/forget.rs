@@ -141,9 +141,9 @@ fn question(
     Ok((question, verdict))
 }
 
-/// Whether nothing about the person is known to be left.
+/// Whether nothing about the person is known to be left, and everything could be read.
 fn is_complete(found: &PersonFound) -> bool {
-    !found.not_reached.iter().any(|file| file.contains_id != Some(false))
+    found.unreadable_events == 0 && !found.not_reached.iter().any(|file| file.contains_id != Some(false))
 }
 
 fn print(queue: &QueueDir, found: &PersonFound, args: &Args, output: &mut Output) -> Result<(), Failure> {
