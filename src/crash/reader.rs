@@ -308,7 +308,8 @@ fn bytes_and_len_of(disk: &Disk, path: &Path, most: u64) -> io::Result<(Vec<u8>,
     Ok((bytes, len))
 }
 
-/// Removes the oldest files that were given up, and never `newest`, whatever the age of its crash. Names say nothing about age, since they begin with random digits.
+/// Removes the oldest files that were given up, and never `newest`, whatever the age of its crash. Names say nothing
+/// about age, since they begin with random digits.
 fn remove_oldest(disk: &Disk, dir: &Path, newest: &Path) -> io::Result<()> {
     let suffix = format!(".{GIVEN_UP}");
     let mut given_up: Vec<_> =

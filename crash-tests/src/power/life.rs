@@ -40,7 +40,7 @@ pub struct Life<'a> {
     arrived: usize,
     runs: u32,
     /// What each run did until its cut, for a finding.
-    told: Vec<String>,
+    run_summaries: Vec<String>,
     /// Threads whose last acknowledgement a kill may have cut off.
     cut_off: u64,
 }
@@ -49,7 +49,18 @@ impl<'a> Life<'a> {
     /// `victim` is the program to start.
     pub fn new(bench: &'a mut Bench, victim: &'a Path, random: StdRng) -> Self {
         let (history, promised, sink) = (History::default(), Promised::default(), Sink::start());
-        Self { bench, victim, random, history, promised, sink, arrived: 0, runs: 0, told: Vec::new(), cut_off: 0 }
+        Self {
+            bench,
+            victim,
+            random,
+            history,
+            promised,
+            sink,
+            arrived: 0,
+            runs: 0,
+            run_summaries: Vec::new(),
+            cut_off: 0,
+        }
     }
 
     /// Cuts the power `cuts` times, and then delivers what is left and compares.
@@ -86,7 +97,7 @@ impl<'a> Life<'a> {
                 let (first, last) = (numbers.iter().min(), numbers.iter().max());
                 format!("lost of run {run}, thread {thread}: {} events, from {first:?} to {last:?}", numbers.len())
             }));
-            findings.append(&mut self.told);
+            findings.append(&mut self.run_summaries);
         }
         Ok((figures, findings))
     }
@@ -118,7 +129,7 @@ impl<'a> Life<'a> {
         }
         let before = &lines[..said.min(lines.len())];
         let count = |is: &dyn Fn(&Line) -> bool| before.iter().filter(|line| is(line)).count();
-        self.told.push(format!(
+        self.run_summaries.push(format!(
             "run {}: {threads} threads, {setup:?}, {survivors:?} of the cache survived, {:?} after its start; it had \
              reported {} events and {} rounds",
             self.runs - 1,

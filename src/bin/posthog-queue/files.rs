@@ -74,9 +74,9 @@ fn dir_of(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// A file that takes the place of another in one step, when it is complete: whoever reads that name finds the old content
-/// or the new one, whole, also after a kill or a power cut. Until then it is beside it, under a name that nobody else has
-/// and that ends in `.part`; it is removed if it is not completed.
+/// Replaces a file atomically: a reader finds the old content or the new content, also after a kill or a power cut. The
+/// new content is written to a temporary file in the same directory, under a unique name that ends in `.part`. That file is
+/// removed if the replacement is not completed.
 pub(crate) struct Replacement {
     file: File,
     unfinished: PathBuf,

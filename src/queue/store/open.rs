@@ -177,8 +177,8 @@ pub(super) fn objection(place: &StoreDir, project: Option<&Project>) -> Result<O
         Err(StoreError::Io(error)) if is_of_the_machine(&error) => return Err(StoreError::Io(error)),
         Err(error) => return Ok(Some(in_full(&error))),
     };
-    // It was made of the store, so no record is newer than those it knows, unless somebody put an older one there. Other
-    // counts may be lower: salvage takes back what it finds again.
+    // The replacement was built from the store, so its epoch and its highest sequence number are not below the store's,
+    // unless it is a file of an earlier time. Its other counts may be lower: salvage queues events again that it finds.
     let known = |state: &State| [state.epoch, state.ledger.accepted];
     let store = Salvage::open(place).meta().state;
     let is_older = store.is_some_and(|store| known(&replacement).iter().zip(known(&store)).any(|(own, of)| *own < of));

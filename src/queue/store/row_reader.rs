@@ -126,7 +126,7 @@ impl RowReader {
     /// opened is one lost range.
     pub(crate) fn chunks(&self, each: Each<'_>) -> Result<ControlFlow<()>, StoreError> {
         if self.exists && !self.is_readable {
-            let why = "the file cannot be opened: its header is damaged; what it held is lost".to_owned();
+            let why = "the file cannot be opened; what it held is lost".to_owned();
             return Ok(each(Row::Lost { why, events: None }));
         }
         let mut pass = |key: &[u8], value: &[u8]| {

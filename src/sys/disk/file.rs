@@ -59,9 +59,10 @@ pub(crate) enum Open {
     EnsureExists,
 }
 
-/// How often, and how long apart, a lock is tried again that somebody holds who only asks for its owner.
-const ASKED_MOST: u32 = 20;
-const ASKING: Duration = Duration::from_millis(1);
+/// Attempts to lock a file while other processes hold a shared lock, which they take to find out whether it has an owner.
+const SHARED_LOCK_ATTEMPTS: u32 = 20;
+/// The wait between two such attempts.
+const SHARED_LOCK_WAIT: Duration = Duration::from_millis(1);
 
 /// An open file with the name and the identity that it had when it was opened.
 #[derive(Debug)]
@@ -323,8 +324,8 @@ impl DiskFile {
         if self.try_lock()? {
             return Ok(true);
         }
-        for _ in 0..ASKED_MOST {
-            // An owner's lock excludes a shared one, that of somebody who asks does not.
+        for _ in 0..SHARED_LOCK_ATTEMPTS {
+            // An owner's lock is exclusive. If a shared lock can be had, the other process only asks for the owner.
             if !self.try_lock_shared()? {
                 return Ok(false);
             }
@@ -336,7 +337,7 @@ impl DiskFile {
             if is_locked? {
                 return Ok(true);
             }
-            std::thread::sleep(ASKING);
+            std::thread::sleep(SHARED_LOCK_WAIT);
         }
         Ok(false)
     }

@@ -149,7 +149,7 @@ fn who_asks_for_the_owner_of_a_lock_does_not_keep_it_from_anybody() {
     drop(lock);
     assert!(!Disk::default().is_locked(&path).unwrap());
 
-    // Somebody asks, and has the answer while the lock is tried for the fourth time.
+    // Another process holds a shared lock, and releases it at the fourth attempt.
     let asking = std::fs::File::open(&path).unwrap();
     asking.try_lock_shared().unwrap();
     let asking = std::sync::Mutex::new(Some(asking));
