@@ -1,6 +1,6 @@
 //! Feature flags while PostHog responds, during an outage, and after a restart during the outage.
 //!
-//! `cargo run --example flags` needs nothing but a Rust toolchain and takes a few seconds once it is built. It starts a
+//! `cargo run -p examples --bin flags` needs nothing but a Rust toolchain and takes a few seconds once it is built. It starts a
 //! PostHog stand-in on loopback and itself again as the daemon, kills that daemon during an outage, and starts it once
 //! more. Exits with 1 if a flag has another value than it should have, if PostHog is asked where it need not be, or if
 //! an event is lost.

@@ -1,7 +1,7 @@
 //! Kills a daemon with SIGKILL forty times, with an outage of PostHog in between, and shows that no accepted event is
 //! lost.
 //!
-//! `cargo run --release --example kill9` needs nothing but a Rust toolchain and takes about half a minute. It starts a
+//! `cargo run -p examples --bin kill9` needs nothing but a Rust toolchain and takes about half a minute. It starts a
 //! PostHog stand-in on loopback and itself a second time as the daemon. The daemon captures through the real client and
 //! acknowledges an event, by its uuid on a pipe, only after `capture` has returned `Accepted`. At the end, every
 //! acknowledged uuid must be at the stand-in. Exits with 1 if one is missing or if the client's ledger does not

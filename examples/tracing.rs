@@ -1,7 +1,7 @@
 //! A program that logs with `tracing`: an error that it logs becomes an exception in PostHog, with the fields, the open
 //! spans and the lines before it.
 //!
-//! `cargo run --features tracing --example tracing`. The example starts a PostHog stand-in on loopback and shows what
+//! `cargo run -p examples --bin tracing`. The example starts a PostHog stand-in on loopback and shows what
 //! arrives there. All that the program does for it are the two calls at the beginning of `main`.
 #![allow(clippy::print_stdout, reason = "the output of the example")]
 
