@@ -2,7 +2,7 @@
 //! happens to the disk.
 //!
 //! * `power_cut.rs`: the machine stops at any moment, and any part of what was not synced may be on the disk;
-//! * `model.rs`: random operations, kills and clean ends, compared with a list in memory;
+//! * `model.rs`: random operations with leases, kills and clean ends, compared with a list in memory;
 //! * `faults.rs`: any one call to the disk fails;
 //! * `mutations.rs`: damaged files;
 //! * `removed.rs`: files that are removed or replaced;
