@@ -21,7 +21,7 @@
 //! * In a forked child every call fails, and dropping an inherited store leaks it.
 //!
 //! Limits: one write at a time; a row of at most 3 GiB; a rebuild needs as much free space as the queue and 4 MiB of
-//! memory; free pages are not searched for rows. Damage that opening does not detect shows later, as a row that fails
+//! memory, and about a hundred bytes for each row on a page that was lost. Damage that opening does not detect shows later, as a row that fails
 //! its checks, or at the latest when the last row is removed and the ledger still counts some.
 
 mod backend;
@@ -38,6 +38,7 @@ mod schema;
 #[cfg(test)]
 mod tests;
 mod transaction;
+mod trees;
 
 use std::io;
 use std::path::Path;

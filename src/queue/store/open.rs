@@ -121,8 +121,8 @@ fn create(place: &StoreDir, report: &mut OpenReport) -> Result<(), StoreError> {
 
 /// Builds a finished file from what can be read of the present one, which is not changed.
 fn rebuild_from(place: &StoreDir, report: &mut OpenReport) -> Result<(), StoreError> {
-    let mut salvage = Salvage::open(place);
-    let meta = salvage.meta();
+    let mut salvage = Salvage::open(place)?;
+    let meta = salvage.meta()?;
     meta.refuse_foreign(&place.options.project)?;
     let mut rebuild = Rebuild::begin(place)?;
     salvage.copy_into(&mut rebuild)?;
@@ -180,7 +180,7 @@ pub(super) fn objection(place: &StoreDir, project: Option<&Project>) -> Result<O
     // The replacement was built from the store, so its epoch and its highest sequence number are not below the store's,
     // unless it is a file of an earlier time. Its other counts may be lower: salvage queues events again that it finds.
     let known = |state: &State| [state.epoch, state.ledger.accepted];
-    let store = Salvage::open(place).meta().state;
+    let store = Salvage::open(place)?.meta()?.state;
     let is_older = store.is_some_and(|store| known(&replacement).iter().zip(known(&store)).any(|(own, of)| *own < of));
     Ok(is_older.then(|| "it is older than the store that it was to replace".to_owned()))
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use super::files::{StoreDir, StoreOptions};
 use super::open;
 use super::rows::{Chunk, DeadRecord, Project, State};
-use super::salvage::Salvage;
-use super::schema::{self, CHUNKS, ChunkRow, DEAD, Meta};
+use super::salvage::{Copied, Salvage, Table};
+use super::schema::{self, ChunkRow, Meta};
 use crate::queue::error::StoreError;
 use crate::sys::disk::{Disk, Home};
 
@@ -36,8 +36,6 @@ pub(crate) struct RowReader {
     place: StoreDir,
     /// Whether there is a file.
     exists: bool,
-    /// Whether there is one that can be opened.
-    is_readable: bool,
     meta: Meta,
 }
 
@@ -71,15 +69,14 @@ impl RowReader {
             // An error here (a permission) must not look like damage.
             disk.open(&path, crate::sys::disk::Open::ReadOnly)?;
         }
-        let (mut meta, mut is_readable) = (Meta::default(), false);
+        let mut meta = Meta::default();
         if exists {
-            let mut salvage = Salvage::open(&place);
-            (is_readable, meta) = (salvage.is_open(), salvage.meta());
+            meta = Salvage::open(&place)?.meta()?;
         }
         if let Some(found) = meta.schema.filter(|found| *found > schema::SCHEMA) {
             return Err(StoreError::Newer { found, known: schema::SCHEMA });
         }
-        Ok(Self { place, exists, is_readable, meta })
+        Ok(Self { place, exists, meta })
     }
 
     /// Whether the store's file exists.
@@ -122,13 +119,8 @@ impl RowReader {
         self.meta.state.as_ref()?.dead_bytes
     }
 
-    /// Passes the chunks to `each`, until that breaks. Ascending, as long as nothing is damaged. A file that cannot be
-    /// opened is one lost range.
+    /// Passes the chunks to `each`, until that breaks. Ascending, as long as nothing is damaged.
     pub(crate) fn chunks(&self, each: Each<'_>) -> Result<ControlFlow<()>, StoreError> {
-        if self.exists && !self.is_readable {
-            let why = "the file cannot be opened; what it held is lost".to_owned();
-            return Ok(each(Row::Lost { why, events: None }));
-        }
         let mut pass = |key: &[u8], value: &[u8]| {
             let Some(key) = schema::parse_chunk_key(key) else {
                 return each(Row::Lost {
@@ -154,8 +146,8 @@ impl RowReader {
                 }
             }
         };
-        let (flow, failures) = self.table(CHUNKS, 9, &mut pass)?;
-        Ok(report(flow, failures, "rows", each))
+        let (flow, copied) = self.table(Table::Chunks, &mut pass)?;
+        Ok(report(flow, copied, "rows", each))
     }
 
     /// Passes the dead letters to `each`, until that breaks.
@@ -167,38 +159,43 @@ impl RowReader {
                 None => each(Row::Lost { why: format!("dead letter {} is damaged", seq.unwrap_or(0)), events: None }),
             }
         };
-        let (flow, failures) = self.table(DEAD, 8, &mut pass)?;
-        Ok(report(flow, failures, "dead letters", each))
+        let (flow, copied) = self.table(Table::Dead, &mut pass)?;
+        Ok(report(flow, copied, "dead letters", each))
     }
 
-    fn table(
-        &self,
-        table: redb::TableDefinition<'_, &'static [u8], &'static [u8]>,
-        width: usize,
-        pass: EachRow<'_>,
-    ) -> Result<(ControlFlow<()>, u32), StoreError> {
+    fn table(&self, table: Table, pass: EachRow<'_>) -> Result<(ControlFlow<()>, Option<Copied>), StoreError> {
         if !self.exists {
-            return Ok((ControlFlow::Continue(()), 0));
+            return Ok((ControlFlow::Continue(()), None));
         }
-        let (mut flow, mut salvage) = (ControlFlow::Continue(()), Salvage::open(&self.place));
-        let walked = salvage.copy_table(table, width, &mut |key, value| {
+        let (mut flow, mut salvage) = (ControlFlow::Continue(()), Salvage::open(&self.place)?);
+        salvage.expect(&self.meta);
+        let walked = salvage.copy_table(table, &mut |key, value| {
             flow = pass(key, value);
             // Any error ends the walk; this one is not reported.
             if flow.is_break() { Err(StoreError::Latched) } else { Ok(()) }
         });
-        if flow.is_continue() {
-            walked?;
+        if flow.is_break() {
+            return Ok((flow, None));
         }
-        Ok((flow, salvage.failures()))
+        Ok((flow, Some(walked?)))
     }
 }
 
-/// Reports the places where the table itself could not be read.
-fn report(flow: ControlFlow<()>, failures: u32, of: &str, each: Each<'_>) -> ControlFlow<()> {
+/// Reports the pages of the table that are damaged, or cannot be found.
+fn report(flow: ControlFlow<()>, copied: Option<Copied>, of: &str, each: Each<'_>) -> ControlFlow<()> {
     flow?;
-    if failures == 0 {
-        return ControlFlow::Continue(());
-    }
-    let why = format!("the table of the {of} could not be read at {failures} places; what they held is lost");
+    let Some(copied) = copied else { return ControlFlow::Continue(()) };
+    let why = match copied {
+        Copied { damaged_pages: 0, is_complete: true } => return ControlFlow::Continue(()),
+        Copied { damaged_pages: 0, .. } => {
+            format!("the file does not say where the table of the {of} is; what a search does not find of it is lost")
+        }
+        Copied { damaged_pages: 1, .. } => {
+            format!("a page of the table of the {of} is damaged; what cannot be read of it is lost")
+        }
+        Copied { damaged_pages, .. } => {
+            format!("{damaged_pages} pages of the table of the {of} are damaged; what cannot be read of them is lost")
+        }
+    };
     each(Row::Lost { why, events: None })
 }

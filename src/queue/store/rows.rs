@@ -198,6 +198,12 @@ impl Ledger {
         Self { accepted, delivered, dead_lettered, evicted, damaged, lost_unsynced, queued_events, queued_bytes }
     }
 
+    /// Events that are not queued any more. A later ledger counts at least as many.
+    pub(super) fn gone(&self) -> u64 {
+        let places = [self.delivered, self.dead_lettered, self.evicted, self.damaged, self.lost_unsynced];
+        places.into_iter().fold(0, u64::saturating_add)
+    }
+
     /// Accepted events minus those that are accounted for. Always zero unless there is a defect.
     pub(crate) fn imbalance(&self) -> i128 {
         let places =

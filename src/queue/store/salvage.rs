@@ -1,33 +1,25 @@
 //! Building a new file, and salvage: reading whatever can be read of a file that cannot be trusted.
 //!
-//! The untrusted file is opened read-only and stays as it was found. Each step is guarded. Where a step fails, the rows
-//! are read from the other end, and the range between the two failures is halved and tried again, so that one bad page
-//! costs the rows on that page. Each row must pass its own checks; of a torn row the whole records are kept. Free pages
-//! are not searched: they are full of rows that were delivered long ago.
+//! The untrusted file is only read, and stays as it was found; how is in `trees.rs`. A bad page costs the rows on that
+//! page. Each row must pass its own checks; of a torn row the whole records are kept.
 //!
-//! An ordinary open first reads how the file's space is allocated, and fails if that is damaged although every row may
-//! be whole. A process that reads beside another process's writer does without. So the file is opened like that:
-//! read-only, with every lock granted, because no other process has it. Three things in the header would prevent
-//! reading and are corrected in memory: the magic number, which is constant; the mark of an unclean end, which asks for
-//! a repair; and, if the slot of the newest commit is bad, which of the two slots is read. The older slot is whole,
-//! because its pages are reused only one commit later.
+//! If pages are lost that say where others are, those are looked for in the whole file. Its free pages are full of rows that
+//! were delivered long ago, so the newest are taken, and not many more than are missing.
 
-use std::collections::VecDeque;
-use std::io;
-use std::ops::{Bound, RangeInclusive};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
-use redb::{
-    BackendError, ConcurrencyMode, Database, ReadOnlyDatabase, ReadableDatabase, StorageBackend, TableDefinition,
-};
+use redb::Database;
 
 use super::backend::StoreFile;
 use super::files::StoreDir;
-use super::rows::{CHUNK_HEAD, Chunk, DeadRecord, Project, State, page_bytes};
+use super::rows::{CHUNK_HEAD, Chunk, DeadRecord, Ledger, Project, State, page_bytes};
 use super::schema::{self, CHUNKS, ChunkRow, DEAD, Meta};
+use super::trees::{Place, Sink, Trees, Unreached};
 use crate::queue::error::{StoreError, guarded};
 use crate::queue::frame;
 use crate::sys::crash_point;
-use crate::sys::disk::{DiskFile, Open};
+use crate::sys::disk::Open;
 
 /// Rows that one transaction writes, so that the memory for a rebuild does not depend on the size of the queue.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
@@ -102,16 +94,26 @@ impl Rebuild {
         if self.waiting_bytes < BATCH_BYTES { Ok(()) } else { self.write_waiting() }
     }
 
+    /// A row whose key was there before replaces it: damage can show two rows under one key.
     fn write_waiting(&mut self) -> Result<(), StoreError> {
+        let Self { db, chunks, dead, found, .. } = self;
         guarded(|| {
-            let transaction = self.db.begin_write()?;
+            let transaction = db.begin_write()?;
             {
                 let mut table = transaction.open_table(CHUNKS)?;
-                for chunk in &self.chunks {
-                    table.insert(schema::chunk_key(chunk.key).as_slice(), schema::chunk_value(chunk).as_slice())?;
+                for chunk in chunks.iter() {
+                    let (key, value) = (schema::chunk_key(chunk.key), schema::chunk_value(chunk));
+                    let Some(replaced) = table.insert(key.as_slice(), value.as_slice())? else { continue };
+                    let replaced = replaced.value();
+                    let count = schema::chunk_head(chunk.key, replaced).map_or(0, |head| head.count);
+                    found.rows -= 1;
+                    found.row_bytes = found.row_bytes.saturating_sub(page_bytes(replaced.len()));
+                    let ledger = &mut found.ledger;
+                    ledger.queued_events = ledger.queued_events.saturating_sub(count.into());
+                    ledger.queued_bytes = ledger.queued_bytes.saturating_sub(replaced.len() as u64);
                 }
                 let mut table = transaction.open_table(DEAD)?;
-                for dead in &self.dead {
+                for dead in dead.iter() {
                     table.insert(dead.seq.to_be_bytes().as_slice(), schema::dead_value(dead).as_slice())?;
                 }
             }
@@ -124,41 +126,66 @@ impl Rebuild {
     }
 }
 
-/// After this many failed steps, salvage gives up.
-const FAILURES_MAX: u32 = 400;
-
 /// An untrusted file, open for reading.
-pub(super) struct Salvage<'a> {
-    place: &'a StoreDir,
-    /// `None` if the file cannot be opened.
-    db: Option<ReadOnlyDatabase>,
-    failures: u32,
+#[derive(Debug)]
+pub(super) struct Salvage {
+    /// `None` if the file must not be read.
+    trees: Option<Trees>,
+    /// What the file should contain, if that is known: from its state, or from the status page.
+    ledger: Option<Ledger>,
+    dead_bytes: Option<u64>,
 }
 
-impl<'a> Salvage<'a> {
-    /// Opens the store's file. If that fails, nothing can be salvaged.
-    pub(super) fn open(place: &'a StoreDir) -> Self {
-        let db = if place.options.unreadable { None } else { open_untrusted(place) };
-        Self { place, db, failures: 0 }
+impl Salvage {
+    /// Opens the store's file. Fails if that cannot be done at all, which says nothing about its content.
+    pub(super) fn open(place: &StoreDir) -> Result<Self, StoreError> {
+        let mut salvage = Self { trees: None, ledger: place.options.witness, dead_bytes: None };
+        if !place.options.unreadable {
+            salvage.trees = Some(Trees::open(place.disk.open(&place.to_read()?, Open::ReadOnly)?)?);
+        }
+        Ok(salvage)
     }
 
-    /// Whether the file can be opened at all.
-    #[cfg(feature = "inspect")]
-    pub(super) fn is_open(&self) -> bool {
-        self.db.is_some()
+    /// What can be read of the `meta` rows, of the newest commit, or else of the one before: its state is better than none.
+    /// What is in neither is looked for in the whole file.
+    pub(super) fn meta(&mut self) -> Result<Meta, StoreError> {
+        let Some(trees) = &self.trees else { return Ok(Meta::default()) };
+        let mut rows = Vec::new();
+        trees.versions(schema::META_NAME, &mut |name, value| {
+            rows.push((name.to_vec(), value.to_vec()));
+            Ok(())
+        })?;
+        let mut meta = schema::meta_of(&rows);
+        if meta.schema.is_none() || meta.identity.is_none() || meta.state.is_none() {
+            let (had_state, mut strays) = (meta.state.is_some(), Vec::new());
+            trees.search(&Unreached::everything(), &mut |name, value, _| {
+                let is_meta = schema::is_meta(name, value);
+                strays.extend(is_meta.then(|| (name.to_vec(), value.to_vec())));
+                is_meta
+            });
+            strays.sort_by_key(|(name, value)| Reverse(schema::age_of_state(name, value)));
+            rows.extend(strays);
+            meta = schema::meta_of(&rows);
+            // The newest state may not be among those that were found.
+            if let (Some(state), Some(witness), false) = (&mut meta.state, self.ledger, had_state)
+                && (witness.accepted, witness.gone()) > (state.ledger.accepted, state.ledger.gone())
+            {
+                state.ledger = witness;
+            }
+        }
+        self.expect(&meta);
+        Ok(meta)
     }
 
-    /// What can be read of the `meta` rows.
-    pub(super) fn meta(&mut self) -> Meta {
-        let Some(db) = &self.db else { return Meta::default() };
-        guarded(|| schema::read_meta(db)).unwrap_or_else(|_| {
-            self.failed();
-            Meta::default()
-        })
+    /// What the file should contain, for a search.
+    pub(super) fn expect(&mut self, meta: &Meta) {
+        if let Some(state) = &meta.state {
+            (self.ledger, self.dead_bytes) = (Some(state.ledger), state.dead_bytes);
+        }
     }
 
-    pub(super) fn copy_into(&mut self, rebuild: &mut Rebuild) -> Result<(), StoreError> {
-        self.copy_table(CHUNKS, 9, &mut |key, value| {
+    pub(super) fn copy_into(&self, rebuild: &mut Rebuild) -> Result<(), StoreError> {
+        self.copy_table(Table::Chunks, &mut |key, value| {
             let Some(key) = schema::parse_chunk_key(key) else { return Ok(()) };
             let chunk = match schema::parse_chunk(key, value) {
                 ChunkRow::Whole(chunk) => Some(chunk),
@@ -167,216 +194,127 @@ impl<'a> Salvage<'a> {
             };
             chunk.map_or(Ok(()), |chunk| rebuild.push(chunk))
         })?;
-        // A damaged table of chunks must not cost the dead letters.
-        if std::mem::take(&mut self.failures) >= FAILURES_MAX {
-            self.db = open_untrusted(self.place);
-        }
-        self.copy_table(DEAD, 8, &mut |key, value| {
-            let seq = key.first_chunk().map(|seq| u64::from_be_bytes(*seq));
-            let dead = seq.and_then(|seq| schema::parse_dead(seq, value));
-            dead.map_or(Ok(()), |dead| rebuild.dead_letter(dead))
-        })
+        self.copy_table(Table::Dead, &mut |key, value| {
+            schema::dead_of(key, value).map_or(Ok(()), |dead| rebuild.dead_letter(dead))
+        })?;
+        rebuild.write_waiting()
     }
 
-    /// Passes every row of a table that can be read to `sink`, until that fails.
-    pub(super) fn copy_table(
-        &mut self,
-        table: TableDefinition<'_, &'static [u8], &'static [u8]>,
-        width: usize,
-        sink: Sink<'_>,
-    ) -> Result<(), StoreError> {
-        let mut ranges = VecDeque::from([0..=(1_u128 << (8 * width)) - 1]);
-        while let Some(range) = ranges.pop_front() {
-            let Some(rest) = self.copy_range(table, width, range, false, sink)? else { continue };
-            let Some(rest) = self.copy_range(table, width, rest, true, sink)? else { continue };
-            let (low, high) = (*rest.start(), *rest.end());
-            if low < high {
-                let middle = low + (high - low) / 2;
-                ranges.extend([low..=middle, middle + 1..=high]);
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads a range from its start, or backwards from its end, until a step fails. Returns the part that was not reached.
-    fn copy_range(
-        &mut self,
-        table: TableDefinition<'_, &'static [u8], &'static [u8]>,
-        width: usize,
-        range: RangeInclusive<u128>,
-        backwards: bool,
-        sink: Sink<'_>,
-    ) -> Result<Option<RangeInclusive<u128>>, StoreError> {
-        let Some(db) = self.db.as_ref().filter(|_| !range.is_empty()) else { return Ok(None) };
-        let (mut low, mut high) = (*range.start(), *range.end());
-        let opened = guarded(|| {
-            let table = db.begin_read()?.open_table(table)?;
-            Ok(table.range(key_bytes(low, width).as_slice()..=key_bytes(high, width).as_slice())?)
-        });
-        let Ok(mut rows) = opened else {
-            self.failed();
-            return Ok(Some(low..=high));
+    /// Passes every row of a table that can be read to `sink`, each key once, until that fails. Returns the number of
+    /// damaged pages, and whether all of the table was found, damaged or not.
+    pub(super) fn copy_table(&self, table: Table, sink: Sink<'_>) -> Result<Copied, StoreError> {
+        let Some(trees) = &self.trees else { return Ok(Copied::default()) };
+        let mut found: u64 = 0;
+        let unreached = trees.rows(table.name(), &mut |key, value| {
+            found = found.saturating_add(table.worth(key, value).map_or(0, |(_, _, amount)| amount));
+            sink(key, value)
+        })?;
+        let expected = match table {
+            Table::Chunks => self.ledger.map(|ledger| ledger.queued_events),
+            Table::Dead => self.dead_bytes,
         };
-        loop {
-            let step = guarded(|| {
-                let row = if backwards { rows.next_back() } else { rows.next() };
-                Ok(row.transpose()?.map(|(key, value)| (key.value().to_vec(), value.value().to_vec())))
+        let missing = expected.map(|expected| expected.saturating_sub(found));
+        if !unreached.is_nothing() && missing != Some(0) {
+            let mut strays = BTreeMap::new();
+            trees.search(&unreached, &mut |key, value, place| {
+                let Some((first, last, amount)) = table.worth(key, value) else { return false };
+                let stray = Stray { last, amount, place };
+                // Of a row that was reduced there may be older copies.
+                let entry = strays.entry(first).or_insert(stray);
+                if amount < entry.amount {
+                    *entry = stray;
+                }
+                true
             });
-            let Ok(row) = step else { break };
-            let Some((key, value)) = row else { return Ok(None) };
-            // A damaged tree may contain cycles, so every key must be inside the remaining range.
-            let Some(at) = key_number(&key, width).filter(|at| (low..=high).contains(at)) else { break };
-            sink(&key, &value)?;
-            if low == high {
-                return Ok(None);
-            }
-            match backwards {
-                false if at == high => return Ok(None),
-                true if at == low => return Ok(None),
-                false => low = at + 1,
-                true => high = at - 1,
+            for stray in chosen(&strays, missing) {
+                trees.row_at(stray.place, sink)?;
             }
         }
-        // A cursor that failed may fail again when it is dropped.
-        let _ = guarded(move || {
-            drop(rows);
-            Ok(())
-        });
-        self.failed();
-        Ok(Some(low..=high))
+        Ok(Copied { damaged_pages: unreached.damaged_pages(), is_complete: unreached.is_nothing() })
     }
+}
 
-    /// The number of places that could not be read so far.
-    #[cfg(feature = "inspect")]
-    pub(super) fn failures(&self) -> u32 {
-        self.failures
-    }
+/// How a table was read.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Copied {
+    #[cfg_attr(not(feature = "inspect"), expect(dead_code, reason = "the tool reports it"))]
+    pub(super) damaged_pages: u64,
+    /// Whether every page of the table is known.
+    #[cfg_attr(not(feature = "inspect"), expect(dead_code, reason = "the tool reports it"))]
+    pub(super) is_complete: bool,
+}
 
-    /// Counts a failure and reopens the file: the failure may have latched the database or poisoned its locks.
-    fn failed(&mut self) {
-        self.failures += 1;
-        self.close();
-        if self.failures < FAILURES_MAX {
-            self.db = open_untrusted(self.place);
+/// A table whose rows have checks of their own.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Table {
+    Chunks,
+    Dead,
+}
+
+impl Table {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Chunks => schema::CHUNKS_NAME,
+            Self::Dead => schema::DEAD_NAME,
         }
     }
 
-    fn close(&mut self) {
-        if let Some(db) = self.db.take() {
-            let _ = guarded(|| Ok(db.close()?));
-        }
-    }
-}
-
-impl Drop for Salvage<'_> {
-    fn drop(&mut self) {
-        self.close();
-    }
-}
-
-type Sink<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<(), StoreError>;
-
-/// The key of `width` bytes that sorts as `number` does.
-fn key_bytes(number: u128, width: usize) -> Vec<u8> {
-    let bytes = number.to_be_bytes();
-    bytes[bytes.len().saturating_sub(width)..].to_vec()
-}
-
-fn key_number(key: &[u8], width: usize) -> Option<u128> {
-    (key.len() == width).then(|| key.iter().fold(0, |number, byte| number << 8 | u128::from(*byte)))
-}
-
-/// From the file format of redb, version 3.
-const MAGIC: [u8; 9] = *b"redb\x1A\x0A\xA9\x0D\x0A";
-const FLAGS_AT: usize = MAGIC.len();
-/// Page types: the first byte of a page.
-const LEAF: u8 = 1;
-const BRANCH: u8 = 2;
-const OTHER_SLOT: u8 = 1;
-const UNCLEAN: u8 = 2;
-const UNFLUSHED: u8 = 8;
-
-/// Opens the store's file for reading, however damaged; `None` if it contains no readable commit.
-fn open_untrusted(place: &StoreDir) -> Option<ReadOnlyDatabase> {
-    [0, OTHER_SLOT].into_iter().find_map(|flip| {
-        guarded(|| {
-            let file = place.disk.open(&place.to_read()?, Open::ReadOnly)?;
-            let mut builder = place.options.builder();
-            builder.set_concurrency_mode(ConcurrencyMode::SingleWriter);
-            Ok::<_, StoreError>(builder.open_read_only_with_backend(Untrusted { file, flip })?)
-        })
-        .ok()
-    })
-}
-
-#[derive(Debug)]
-struct Untrusted {
-    file: DiskFile,
-    /// The flags of the header that are inverted.
-    flip: u8,
-}
-
-impl Untrusted {
-    fn repair_header(&self, header: &mut [u8]) {
-        if let Some(magic) = header.get_mut(..MAGIC.len()) {
-            magic.copy_from_slice(&MAGIC);
-        }
-        if let Some(flags) = header.get_mut(FLAGS_AT) {
-            *flags = (*flags & !(UNCLEAN | UNFLUSHED)) ^ self.flip;
+    /// Of a row of this table that passes its check: its first and its last sequence number, and what it counts for, which
+    /// is events or bytes.
+    fn worth(self, key: &[u8], value: &[u8]) -> Option<(u64, u64, u64)> {
+        match self {
+            Self::Chunks => {
+                let key = schema::parse_chunk_key(key)?;
+                let count = u64::from(schema::chunk_head(key, value)?.count);
+                Some((key.first_seq, key.first_seq.saturating_add(count.saturating_sub(1)), count))
+            }
+            Self::Dead => {
+                let dead = schema::dead_of(key, value)?;
+                Some((dead.seq, dead.seq, value.len() as u64))
+            }
         }
     }
 }
 
-impl StorageBackend for Untrusted {
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
+/// A row that was found by a search.
+#[derive(Clone, Copy, Debug)]
+struct Stray<P = Place> {
+    last: u64,
+    amount: u64,
+    place: P,
+}
 
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(offset, out)?;
-        match out.first() {
-            _ if offset == 0 => self.repair_header(out),
-            Some(&(LEAF | BRANCH)) => {}
-            // Only pages of trees are read here. Most damage to a page shows as a wrong type and becomes an error; the
-            // database would panic, which kills a program whose panics abort.
-            _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "not a page of a tree")),
+/// The rows, by their first sequence number, that are taken to be what is missing: the newest, because the oldest are
+/// delivered first and may have been removed long ago. As they are not always delivered in that order, and an event that
+/// is sent twice does less harm than one that is lost, they are twice as many as are missing; if that is not known, all.
+fn chosen<P: Copy>(strays: &BTreeMap<u64, Stray<P>>, missing: Option<u64>) -> Vec<Stray<P>> {
+    let most = missing.map_or(u64::MAX, |missing| missing.saturating_mul(2));
+    let (mut left, mut lowest, mut chosen) = (most, None, Vec::new());
+    for (first, stray) in strays.iter().rev() {
+        // A row that reaches into the next is an older one, which was reduced to that.
+        if left == 0 || lowest.is_some_and(|lowest| stray.last >= lowest) {
+            continue;
         }
-        Ok(())
+        left = left.saturating_sub(stray.amount);
+        lowest = Some(*first);
+        chosen.push(*stray);
     }
+    chosen.reverse();
+    chosen
+}
 
-    fn set_len(&self, _len: u64) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    fn sync_data(&self) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn write(&self, _offset: u64, _bytes: &[u8]) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn try_lock_range(&self, _start: Bound<u64>, _end: Bound<u64>) -> Result<bool, BackendError> {
-        Ok(true)
-    }
-
-    fn try_lock_shared_range(&self, _start: Bound<u64>, _end: Bound<u64>) -> Result<bool, BackendError> {
-        Ok(true)
-    }
-
-    fn lock_range(&self, _start: Bound<u64>, _end: Bound<u64>) -> Result<(), BackendError> {
-        Ok(())
-    }
-
-    fn lock_shared_range(&self, _start: Bound<u64>, _end: Bound<u64>) -> Result<(), BackendError> {
-        Ok(())
-    }
-
-    fn unlock_range(&self, _start: Bound<u64>, _end: Bound<u64>) -> Result<(), BackendError> {
-        Ok(())
-    }
-
-    fn query_lock_range(&self, _start: Bound<u64>, _end: Bound<u64>) -> Result<bool, BackendError> {
-        Ok(false)
+    #[test]
+    fn of_rows_that_a_search_finds_the_newest_are_missing() {
+        let strays: BTreeMap<u64, Stray<u64>> = [(1, 10), (11, 5), (16, 10), (21, 5), (26, 2)]
+            .map(|(first, amount)| (first, Stray { last: first + amount - 1, amount, place: first }))
+            .into();
+        let firsts = |missing| chosen(&strays, missing).iter().map(|stray| stray.place).collect::<Vec<_>>();
+        assert_eq!(firsts(None), [1, 11, 21, 26], "16 to 25 was reduced to 21 to 25");
+        assert_eq!(firsts(Some(4)), [11, 21, 26]);
+        assert_eq!((firsts(Some(1)), firsts(Some(0))), (vec![26], Vec::new()));
     }
 }

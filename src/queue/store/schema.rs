@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use redb::{Database, Durability, ReadTransaction, ReadableDatabase, TableDefinition, WriteTransaction};
+use redb::{Database, Durability, ReadableDatabase, TableDefinition, WriteTransaction};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::rows::{CHUNK_HEAD, Chunk, ChunkKey, DeadRecord, Ledger, Project, State, page_bytes};
@@ -14,12 +14,16 @@ use crate::queue::error::StoreError;
 use crate::sys::clock::WallNanos;
 use crate::sys::limits::beginning;
 
+pub(super) const CHUNKS_NAME: &str = "chunks";
+pub(super) const DEAD_NAME: &str = "dead";
+pub(super) const META_NAME: &str = "meta";
+
 /// First sequence number to a chunk.
-pub(super) const CHUNKS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("chunks");
+pub(super) const CHUNKS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new(CHUNKS_NAME);
 /// Sequence number to a dead record.
-pub(super) const DEAD: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("dead");
+pub(super) const DEAD: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new(DEAD_NAME);
 /// The rows below, and entries of the owner under other names.
-pub(super) const META: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("meta");
+pub(super) const META: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new(META_NAME);
 
 /// The version that wrote the file.
 pub(super) const SCHEMA_ROW: &[u8] = b"schema";
@@ -69,7 +73,8 @@ pub(super) fn write_meta(transaction: &WriteTransaction, name: &str, content: Op
 
 /// Reads what [`write_meta`] wrote.
 pub(super) fn read_entry(db: &impl ReadableDatabase, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
-    meta_row(&db.begin_read()?, name.as_bytes(), parse_entry)
+    let found = db.begin_read()?.open_table(META)?.get(name.as_bytes())?;
+    Ok(found.and_then(|value| parse_entry(value.value())))
 }
 
 /// The rows of the `meta` table; `None` for a row that is missing or damaged.
@@ -82,26 +87,44 @@ pub(super) struct Meta {
 }
 
 pub(super) fn read_meta(db: &impl ReadableDatabase) -> Result<Meta, StoreError> {
-    let transaction = db.begin_read()?;
-    let mut state = meta_row(&transaction, STATE_ROW, parse_state)?;
-    if let Some(state) = &mut state {
-        let known = meta_row(&transaction, PAGES_ROW, |value| parse_pages(value, &state_value(state)))?;
-        (state.row_bytes, state.dead_bytes) = known.unwrap_or_else(|| (page_bytes_at_most(state), None));
+    let table = db.begin_read()?.open_table(META)?;
+    let mut rows = Vec::new();
+    for name in [SCHEMA_ROW, IDENTITY_ROW, STATE_ROW, PAGES_ROW] {
+        rows.extend(table.get(name)?.map(|value| (name.to_vec(), value.value().to_vec())));
     }
-    Ok(Meta {
-        schema: meta_row(&transaction, SCHEMA_ROW, parse_schema)?,
-        identity: meta_row(&transaction, IDENTITY_ROW, parse_identity)?,
-        state,
-    })
+    Ok(meta_of(&rows))
 }
 
-fn meta_row<T>(
-    transaction: &ReadTransaction,
-    row: &[u8],
-    parse: impl FnOnce(&[u8]) -> Option<T>,
-) -> Result<Option<T>, StoreError> {
-    let found = transaction.open_table(META)?.get(row)?;
-    Ok(found.and_then(|value| parse(value.value())))
+/// The same from names and values that were found in any way. Of several rows of one name, the first whole one counts.
+pub(super) fn meta_of(rows: &[(Vec<u8>, Vec<u8>)]) -> Meta {
+    let values =
+        |row: &'static [u8]| rows.iter().filter(move |(name, _)| name == row).map(|(_, value)| value.as_slice());
+    let mut state = values(STATE_ROW).find_map(parse_state);
+    if let Some(state) = &mut state {
+        let known = values(PAGES_ROW).find_map(|value| parse_pages(value, &state_value(state)));
+        (state.row_bytes, state.dead_bytes) = known.unwrap_or_else(|| (page_bytes_at_most(state), None));
+    }
+    Meta {
+        schema: values(SCHEMA_ROW).find_map(parse_schema),
+        identity: values(IDENTITY_ROW).find_map(parse_identity),
+        state,
+    }
+}
+
+/// How new the state in this row is, if it is one.
+pub(super) fn age_of_state(name: &[u8], value: &[u8]) -> Option<(u64, u64, u64)> {
+    let state = parse_state(value).filter(|_| name == STATE_ROW)?;
+    Some((state.epoch, state.ledger.accepted, state.ledger.gone()))
+}
+
+/// Whether this is a whole row of the `meta` table.
+pub(super) fn is_meta(name: &[u8], value: &[u8]) -> bool {
+    match name {
+        SCHEMA_ROW => parse_schema(value).is_some(),
+        IDENTITY_ROW => parse_identity(value).is_some(),
+        STATE_ROW => parse_state(value).is_some(),
+        _ => name == PAGES_ROW && unsealed(value).is_some(),
+    }
 }
 
 impl Meta {
@@ -259,6 +282,11 @@ pub(super) fn parse_dead(seq: u64, value: &[u8]) -> Option<DeadRecord> {
     let reason = String::from_utf8_lossy(reason).into_owned();
     let body = body.to_vec();
     (version == VERSION).then_some(DeadRecord { seq, status, reason, first_attempt, last_attempt, attempts, body })
+}
+
+/// A row of the table of dead letters; `None` if it is damaged.
+pub(super) fn dead_of(key: &[u8], value: &[u8]) -> Option<DeadRecord> {
+    parse_dead(u64::from_be_bytes(key.try_into().ok()?), value)
 }
 
 /// The row with the version of the file. It has its own checksum, so that one flipped bit is damage and not a newer
