@@ -71,7 +71,8 @@ pub struct DeadLetters {
 pub struct DeadChange {
     /// Dead letters that were queued again, or discarded.
     pub events: u64,
-    /// Those that match and stay dead letters, because they cannot be read or did not fit into the journal.
+    /// Those that match and stay dead letters, because they cannot be read or did not fit into the journal. Whether one
+    /// matches whose row is damaged is not known; it counts.
     pub left: u64,
     /// Events, waiting ones or dead letters, that were found to be lost to damage when the queue was opened.
     pub lost_events: u64,
@@ -147,7 +148,7 @@ impl QueueDir {
         let Some(owned) = self.own(disk)? else { return Ok(DeadChange::default()) };
         let failed = |error| InspectError::queue(self.path(), error);
         let mut change = DeadChange::of(&owned);
-        each_dead(self, &owned, &mut |records| {
+        let unreadable = each_dead(self, &owned, &mut |records| {
             let matching = records.into_iter().filter(|record| filter.matches_record(record));
             let (mut readable, mut matched) = (Vec::new(), 0);
             for record in matching {
@@ -162,6 +163,7 @@ impl QueueDir {
             change.events += count;
             Ok(())
         })?;
+        change.left += unreadable;
         Ok(change)
     }
 
@@ -177,7 +179,7 @@ impl QueueDir {
     fn discard_dead_on(&self, disk: &Disk, filter: &DeadFilter) -> Result<DeadChange, InspectError> {
         let Some(owned) = self.own(disk)? else { return Ok(DeadChange::default()) };
         let mut change = DeadChange::of(&owned);
-        each_dead(self, &owned, &mut |records| {
+        change.left = each_dead(self, &owned, &mut |records| {
             let meant = records.iter().filter(|record| filter.matches_record(record));
             let seqs: Vec<u64> = meant.map(|record| record.seq).collect();
             change.events += seqs.len() as u64;
@@ -196,17 +198,18 @@ impl DeadChange {
 
 type EachBatch<'a> = &'a mut dyn FnMut(Vec<DeadRecord>) -> Result<(), InspectError>;
 
-/// Passes the dead letters of this moment in batches that fit the memory.
-fn each_dead(dir: &QueueDir, owned: &OwnedQueue, each: EachBatch<'_>) -> Result<(), InspectError> {
+/// Passes the dead letters of this moment in batches that fit the memory. Returns how many cannot be read.
+fn each_dead(dir: &QueueDir, owned: &OwnedQueue, each: EachBatch<'_>) -> Result<u64, InspectError> {
     let failed = |error| InspectError::queue(dir.path(), error);
-    let Some(newest) = owned.queue.dead_seqs().map_err(failed)?.last().copied() else { return Ok(()) };
-    let mut after = None;
+    let Some(newest) = owned.queue.dead_seqs().map_err(failed)?.last().copied() else { return Ok(0) };
+    let (mut after, mut unreadable) = (None, 0);
     loop {
         let read = owned.queue.dead(after, usize::MAX).map_err(failed)?;
+        unreadable += read.damaged;
         each(read.records.into_iter().filter(|record| record.seq <= newest).collect())?;
         match read.last.filter(|last| *last < newest) {
             Some(last) => after = Some(last),
-            None => return Ok(()),
+            None => return Ok(unreadable),
         }
     }
 }

@@ -143,11 +143,15 @@ impl QueueDir {
         queue::is_known_empty(&Disk::of_any_user(), self.path()) || self.is_blank()
     }
 
-    /// The number of dead letters in the queue that can be read. Reads all of them. `scratch`: see [`read`](Self::read).
+    /// The number of dead letters in the queue, also of those that cannot be read, as far as it is known. Reads all of
+    /// them. `scratch`: see [`read`](Self::read).
     pub fn count_dead(&self, scratch: &Path) -> Result<u64, InspectError> {
         let mut dead = 0;
         self.read(scratch)?.dead_letters(&mut |content| {
-            dead += u64::from(matches!(content, Content::Event(_)));
+            dead += match content {
+                Content::Event(_) => 1,
+                Content::Damage(damage) => damage.lost_events.unwrap_or(0),
+            };
             std::ops::ControlFlow::Continue(())
         })?;
         Ok(dead)

@@ -51,7 +51,8 @@ pub struct PersonFound {
     pub in_text: u64,
     /// Whether what was found, as far as it is meant, was removed.
     pub is_removed: bool,
-    /// Events that could not be read, so that nobody knows whose they are. [`QueueDir::forget`] removes them.
+    /// Events and dead letters that could not be read, so that nobody knows whose they are. [`QueueDir::forget`] removes
+    /// them.
     pub unreadable_events: u64,
     /// Events that were found to be lost to damage when the queue was opened.
     pub lost_events: u64,
@@ -187,7 +188,7 @@ impl QueueDir {
         person: &Person,
         progress: &dyn Fn(u64),
     ) -> Result<PersonFound, InspectError> {
-        let (mut found, mut read) = (PersonFound::default(), 0);
+        let (mut found, mut read, mut is_damaged) = (PersonFound::default(), 0, false);
         self.read(scratch)?.content(&mut |content| {
             match content {
                 Content::Event(event) => {
@@ -201,10 +202,17 @@ impl QueueDir {
                     read += 1;
                     progress(read);
                 }
-                Content::Damage(damage) => found.unreadable_events += damage.lost_events.unwrap_or(0),
+                Content::Damage(damage) => {
+                    is_damaged = true;
+                    found.unreadable_events += damage.lost_events.unwrap_or(0);
+                }
             }
             ControlFlow::Continue(())
         })?;
+        if is_damaged {
+            // Their number may not be known.
+            found.unreadable_events = found.unreadable_events.max(1);
+        }
         self.search_files(&Disk::of_any_user(), person, &mut found, false)?;
         Ok(found)
     }

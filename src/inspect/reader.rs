@@ -247,8 +247,8 @@ impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.path.display(), self.what)?;
         match self.lost_events {
-            Some(lost) => write!(f, " ({} lost)", count(lost, "event")),
-            None => Ok(()),
+            Some(lost) if lost > 0 => write!(f, " ({} lost)", count(lost, "event")),
+            _ => Ok(()),
         }
     }
 }

@@ -22,7 +22,7 @@ pub struct Repair {
     pub saved_events: u64,
     /// Dead letters in it.
     pub dead_letters: u64,
-    /// Events that were found to be lost.
+    /// Events that were found to be lost, waiting ones and dead letters.
     pub lost_events: u64,
     /// The damaged files under their new names. Nothing reads them again.
     #[serde(serialize_with = "lossy_each")]

@@ -34,7 +34,7 @@ pub struct Verification {
     pub dead_letters: u64,
     /// Records of crash reports that were not sent yet.
     pub crash_records: u64,
-    /// Events that cannot be saved, as far as their number is known.
+    /// Events that cannot be saved, waiting ones and dead letters, as far as their number is known.
     pub lost_events: u64,
     /// What is wrong.
     pub problems: Vec<Problem>,
@@ -131,7 +131,7 @@ impl QueueDir {
             journal_events: facts.journal_events,
             dead_letters: facts.dead,
             crash_records: 0,
-            lost_events: store_lost.saturating_add(facts.journal_lost),
+            lost_events: store_lost.saturating_add(facts.journal_lost).saturating_add(facts.dead_lost),
             problems,
             more_problems: facts.more_bad,
             notes: Vec::new(),

@@ -46,6 +46,8 @@ pub(crate) struct Facts {
     /// Dead letters that can be read, and the bytes of their reasons and bodies.
     pub(crate) dead: u64,
     pub(crate) dead_bytes: u64,
+    /// Dead letters that are known to be lost.
+    pub(crate) dead_lost: u64,
     /// Records in the journal that are not in the store.
     pub(crate) journal_events: u64,
     /// Records that are known to be missing from the journal.
@@ -186,7 +188,14 @@ impl Reader {
         };
         let failed = |source: StoreError| self.failed(source);
         let _ = self.rows().chunks(&mut each).map_err(failed)?;
-        let _ = self.rows().dead(&mut each).map_err(failed)?;
+        let mut each_dead = |row: Row| {
+            if let Row::Lost { events: Some(lost), .. } = &row {
+                let mut facts = facts.borrow_mut();
+                facts.dead_lost = facts.dead_lost.saturating_add(*lost);
+            }
+            each(row)
+        };
+        let _ = self.rows().dead(&mut each_dead).map_err(failed)?;
         Ok(())
     }
 

@@ -175,7 +175,7 @@ impl Dice {
     }
 }
 
-fn flip(path: &Path, at: u64) {
+pub(crate) fn flip(path: &Path, at: u64) {
     let mut bytes = fs::read(path).unwrap();
     bytes[at as usize] ^= 0x40;
     fs::write(path, bytes).unwrap();

@@ -16,7 +16,8 @@ use uuid::Uuid;
 use crate::apart::apart_to_death;
 use crate::fixture::{Fixture, KEY, PATIENCE, Place, accepted, eventually};
 use crate::tool_fix::{
-    DEAD, USERS, WAITING, bytes_of, command, copy_of, delivering, must_take, quiet, refusing, tool, user, work_and_die,
+    DEAD, USERS, WAITING, bytes_of, command, copy_of, delivering, flip, must_take, quiet, refusing, tool, user,
+    work_and_die,
 };
 
 fn contains(bytes: &[u8], text: &str) -> bool {
@@ -363,4 +364,50 @@ fn dead_letters_of_a_queue_in_use_are_listed() {
     eventually("it is a dead letter", || client.dead_letters(9).len() == 1);
     let group = tool(&fixture.queue, "dead list --json").one();
     assert_eq!((number(&group, "events"), group["example_uuid"].as_str()), (1, Some(&*uuid.to_string())), "{group}");
+}
+
+#[test]
+fn a_damaged_dead_letter_is_found_by_every_command() {
+    apart_to_death(
+        refusing,
+        |place| {
+            work_and_die(place);
+        },
+        |fixture| {
+            let damaged = |name: &str| {
+                let (queue, shard) = copy_of(fixture, name);
+                // The journal is moved into the store first, so that no command writes the row anew.
+                assert_eq!(tool(&queue, "repair --force").code, Some(0));
+                let store = shard.join("queue.redb");
+                let bytes = fs::read(&store).unwrap();
+                flip(&store, bytes.windows(9).rposition(|window| window == b"a mistake").unwrap() as u64);
+                queue
+            };
+            let queue = damaged("read");
+            let line = tool(&queue, "verify --json").one();
+            assert_eq!((&line["dead_letters"], &line["lost_events"]), (&(DEAD - 1).into(), &1.into()), "{line}");
+            let listed = tool(&queue, "dead list");
+            assert!(listed.code == Some(1) && listed.err.contains("is damaged (1 event lost)"), "{listed:?}");
+            let dry = tool(&queue, "forget --dry-run --json --distinct-id nobody");
+            assert_eq!((dry.code, &dry.one()["unreadable_events"]), (Some(1), &1.into()), "{dry:?}");
+            for action in ["retry", "discard --yes"] {
+                let ran = tool(&damaged("changed"), &format!("dead {action} --json"));
+                let line = ran.one();
+                assert_eq!((&line["events"], &line["left"]), (&(DEAD - 1).into(), &1.into()), "{ran:?}");
+                assert_eq!(ran.code, Some(1), "{ran:?}");
+            }
+            // Of all dead letters only the damaged one is left.
+            let queue = fixture.folder().join("changed");
+            fixture.sink.default_answer(Answer::ok());
+            let drained = tool(&queue, "drain --json");
+            assert_eq!((drained.code, &drained.one()["dead_letters"]), (Some(1), &1.into()), "{drained:?}");
+            let forgotten = tool(&damaged("forgotten"), "forget --yes --json --distinct-id nobody");
+            assert_eq!((forgotten.code, &forgotten.one()["unreadable_events"]), (Some(1), &1.into()), "{forgotten:?}");
+            let queue = damaged("repaired");
+            let repaired = tool(&queue, "repair --json");
+            let line = repaired.one();
+            assert_eq!((&line["dead_letters"], &line["lost_events"]), (&(DEAD - 1).into(), &1.into()), "{line}");
+            assert_eq!((repaired.code, tool(&queue, "verify").code), (Some(1), Some(0)), "{repaired:?}");
+        },
+    );
 }

@@ -31,7 +31,7 @@ pub(crate) struct OpenReport {
     pub(crate) replaced: bool,
     /// The number of events that were recovered from the file that was replaced.
     pub(crate) salvaged_events: u64,
-    /// Events that the ledger newly counts as damaged.
+    /// Events that the ledger newly counts as damaged, dead letters among them.
     pub(crate) lost_events: u64,
     /// How many sequence numbers the file is behind the status page: an older file was put in its place.
     pub(crate) behind_witness: u64,
@@ -125,7 +125,7 @@ fn rebuild_from(place: &StoreDir, report: &mut OpenReport) -> Result<(), StoreEr
     let meta = salvage.meta()?;
     meta.refuse_foreign(&place.options.project)?;
     let mut rebuild = Rebuild::begin(place)?;
-    salvage.copy_into(&mut rebuild)?;
+    let dead_lost = salvage.copy_into(&mut rebuild)?;
 
     // Without its state, the file has no epoch either. An arena that was checkpointed is marked free in the arena
     // itself.
@@ -136,6 +136,7 @@ fn rebuild_from(place: &StoreDir, report: &mut OpenReport) -> Result<(), StoreEr
     state.ledger.recount(found.queued_events, found.queued_bytes, found.accepted);
     report.salvaged_events = found.queued_events;
     report.lost_events = state.ledger.damaged.saturating_sub(damaged_before);
+    report.lost_events = report.lost_events.saturating_add(state.ledger.lose_dead(dead_lost));
     rebuild.finish(&place.options.project, state)
 }
 

@@ -26,7 +26,7 @@ pub(crate) struct Rewritten {
     pub(crate) events: u64,
     /// Dead letters. The ledger goes on counting them.
     pub(crate) dead: u64,
-    /// Queued events that could not be read, now counted as damaged.
+    /// Queued events and dead letters that could not be read, now counted as damaged.
     pub(crate) damaged: u64,
 }
 
@@ -74,10 +74,13 @@ fn build(place: &StoreDir, db: &Database, mut state: State, keeps: Keeps<'_>) ->
         rewritten.events = rewritten.events.saturating_add(rejected);
         chunk.map_or(Ok(()), |chunk| rebuild.push(chunk))?;
     }
+    let mut dead_lost = 0;
     for row in transaction.open_table(DEAD)?.iter()? {
         let (key, value) = row?;
-        let seq = key.value().first_chunk().map(|seq| u64::from_be_bytes(*seq));
-        let Some(dead) = seq.and_then(|seq| schema::parse_dead(seq, value.value())) else { continue };
+        let Some(dead) = schema::dead_of(key.value(), value.value()) else {
+            dead_lost += 1;
+            continue;
+        };
         if keeps(&dead.body, Some(&dead)) {
             rebuild.dead_letter(dead)?;
         } else {
@@ -88,6 +91,7 @@ fn build(place: &StoreDir, db: &Database, mut state: State, keeps: Keeps<'_>) ->
     state.ledger.evicted = state.ledger.evicted.saturating_add(rewritten.events);
     let found = &rebuild.found.ledger;
     state.ledger.recount(found.queued_events, found.queued_bytes, found.accepted);
+    state.ledger.lose_dead(dead_lost);
     rewritten.damaged = state.ledger.damaged.saturating_sub(damaged_before);
     rebuild.finish(&place.options.project, state)?;
     Ok(rewritten)

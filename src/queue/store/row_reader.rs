@@ -121,46 +121,47 @@ impl RowReader {
 
     /// Passes the chunks to `each`, until that breaks. Ascending, as long as nothing is damaged.
     pub(crate) fn chunks(&self, each: Each<'_>) -> Result<ControlFlow<()>, StoreError> {
+        let mut read: u64 = 0;
         let mut pass = |key: &[u8], value: &[u8]| {
+            let lost = |why, events| Row::Lost { why, events };
             let Some(key) = schema::parse_chunk_key(key) else {
-                return each(Row::Lost {
-                    why: "a row has a key that this library does not write".into(),
-                    events: None,
-                });
+                return each(lost("a row has a key that this library does not write".into(), None));
             };
             let seq = key.first_seq;
-            match schema::parse_chunk(key, value) {
-                ChunkRow::Whole(chunk) => each(Row::Chunk { chunk, lost: 0 }),
+            let row = match schema::parse_chunk(key, value) {
+                ChunkRow::Whole(chunk) => Row::Chunk { chunk, lost: 0 },
                 ChunkRow::Torn(torn) => match torn.salvage() {
-                    Some(chunk) => {
-                        let lost = u64::from(torn.count.saturating_sub(chunk.count));
-                        each(Row::Chunk { chunk, lost })
-                    }
-                    None => each(Row::Lost {
-                        why: format!("no record of the row of record {seq} is whole"),
-                        events: Some(u64::from(torn.count)),
-                    }),
+                    Some(chunk) => Row::Chunk { lost: u64::from(torn.count.saturating_sub(chunk.count)), chunk },
+                    None => lost(format!("no record of the row of record {seq} is whole"), Some(u64::from(torn.count))),
                 },
-                ChunkRow::Lost => {
-                    each(Row::Lost { why: format!("the head of the row of record {seq} is damaged"), events: None })
-                }
-            }
+                ChunkRow::Lost => lost(format!("the head of the row of record {seq} is damaged"), None),
+            };
+            read = read.saturating_add(match &row {
+                Row::Chunk { chunk, lost } => u64::from(chunk.count).saturating_add(*lost),
+                Row::Lost { events, .. } => events.unwrap_or(0),
+                Row::Dead(_) => 0,
+            });
+            each(row)
         };
         let (flow, copied) = self.table(Table::Chunks, &mut pass)?;
-        Ok(report(flow, copied, "rows", each))
+        let lost = self.state().map(|state| state.ledger.queued_events.saturating_sub(read));
+        Ok(report(flow, copied, "rows", lost, each))
     }
 
     /// Passes the dead letters to `each`, until that breaks.
     pub(crate) fn dead(&self, each: Each<'_>) -> Result<ControlFlow<()>, StoreError> {
+        let mut rows = 0;
         let mut pass = |key: &[u8], value: &[u8]| {
-            let seq = key.first_chunk().map(|seq| u64::from_be_bytes(*seq));
-            match seq.and_then(|seq| schema::parse_dead(seq, value)) {
+            rows += 1;
+            let seq = key.first_chunk().map_or(0, |seq| u64::from_be_bytes(*seq));
+            match schema::dead_of(key, value) {
                 Some(dead) => each(Row::Dead(dead)),
-                None => each(Row::Lost { why: format!("dead letter {} is damaged", seq.unwrap_or(0)), events: None }),
+                None => each(Row::Lost { why: format!("dead letter {seq} is damaged"), events: Some(1) }),
             }
         };
         let (flow, copied) = self.table(Table::Dead, &mut pass)?;
-        Ok(report(flow, copied, "dead letters", each))
+        let lost = copied.as_ref().map_or(0, |copied| copied.lost(rows));
+        Ok(report(flow, copied, "dead letters", Some(lost), each))
     }
 
     fn table(&self, table: Table, pass: EachRow<'_>) -> Result<(ControlFlow<()>, Option<Copied>), StoreError> {
@@ -181,21 +182,27 @@ impl RowReader {
     }
 }
 
-/// Reports the pages of the table that are damaged, or cannot be found.
-fn report(flow: ControlFlow<()>, copied: Option<Copied>, of: &str, each: Each<'_>) -> ControlFlow<()> {
+/// Reports the pages of the table that are damaged, or cannot be found, with what is `lost` and was not reported yet.
+fn report(
+    flow: ControlFlow<()>,
+    copied: Option<Copied>,
+    of: &str,
+    lost: Option<u64>,
+    each: Each<'_>,
+) -> ControlFlow<()> {
     flow?;
-    let Some(copied) = copied else { return ControlFlow::Continue(()) };
-    let why = match copied {
-        Copied { damaged_pages: 0, is_complete: true } => return ControlFlow::Continue(()),
-        Copied { damaged_pages: 0, .. } => {
+    let Some(Copied { damaged_pages, is_complete, .. }) = copied else { return ControlFlow::Continue(()) };
+    let why = match (damaged_pages, is_complete) {
+        // The ledger alone says that events are missing: that is for those who verify.
+        (0, true) if of == "rows" || lost == Some(0) => return ControlFlow::Continue(()),
+        (0, true) => format!("the table of the {of} has fewer than it should"),
+        (0, false) => {
             format!("the file does not say where the table of the {of} is; what a search does not find of it is lost")
         }
-        Copied { damaged_pages: 1, .. } => {
-            format!("a page of the table of the {of} is damaged; what cannot be read of it is lost")
-        }
-        Copied { damaged_pages, .. } => {
-            format!("{damaged_pages} pages of the table of the {of} are damaged; what cannot be read of them is lost")
+        (1, _) => format!("a page of the table of the {of} is damaged; what cannot be read of it is lost"),
+        (pages, _) => {
+            format!("{pages} pages of the table of the {of} are damaged; what cannot be read of them is lost")
         }
     };
-    each(Row::Lost { why, events: None })
+    each(Row::Lost { why, events: lost })
 }

@@ -198,6 +198,14 @@ impl Ledger {
         Self { accepted, delivered, dead_lettered, evicted, damaged, lost_unsynced, queued_events, queued_bytes }
     }
 
+    /// Counts dead letters that could not be read back as damaged. Returns their number.
+    pub(super) fn lose_dead(&mut self, dead_letters: u64) -> u64 {
+        let lost = dead_letters.min(self.dead_lettered);
+        self.dead_lettered -= lost;
+        self.damaged = self.damaged.saturating_add(lost);
+        lost
+    }
+
     /// Events that are not queued any more. A later ledger counts at least as many.
     pub(super) fn gone(&self) -> u64 {
         let places = [self.delivered, self.dead_lettered, self.evicted, self.damaged, self.lost_unsynced];

@@ -184,7 +184,8 @@ impl Salvage {
         }
     }
 
-    pub(super) fn copy_into(&self, rebuild: &mut Rebuild) -> Result<(), StoreError> {
+    /// Copies everything. Returns the number of dead letters that are lost.
+    pub(super) fn copy_into(&self, rebuild: &mut Rebuild) -> Result<u64, StoreError> {
         self.copy_table(Table::Chunks, &mut |key, value| {
             let Some(key) = schema::parse_chunk_key(key) else { return Ok(()) };
             let chunk = match schema::parse_chunk(key, value) {
@@ -194,10 +195,14 @@ impl Salvage {
             };
             chunk.map_or(Ok(()), |chunk| rebuild.push(chunk))
         })?;
-        self.copy_table(Table::Dead, &mut |key, value| {
-            schema::dead_of(key, value).map_or(Ok(()), |dead| rebuild.dead_letter(dead))
+        let mut dead_letters = 0;
+        let copied = self.copy_table(Table::Dead, &mut |key, value| {
+            let Some(dead) = schema::dead_of(key, value) else { return Ok(()) };
+            dead_letters += 1;
+            rebuild.dead_letter(dead)
         })?;
-        rebuild.write_waiting()
+        rebuild.write_waiting()?;
+        Ok(copied.lost(dead_letters))
     }
 
     /// Passes every row of a table that can be read to `sink`, each key once, until that fails. Returns the number of
@@ -227,10 +232,16 @@ impl Salvage {
                 true
             });
             for stray in chosen(&strays, missing) {
+                found = found.saturating_add(stray.amount);
                 trees.row_at(stray.place, sink)?;
             }
         }
-        Ok(Copied { damaged_pages: unreached.damaged_pages(), is_complete: unreached.is_nothing() })
+        Ok(Copied {
+            damaged_pages: unreached.damaged_pages(),
+            is_complete: unreached.is_nothing(),
+            rows: trees.len(table.name()),
+            is_short: expected.is_some_and(|expected| found < expected),
+        })
     }
 }
 
@@ -242,6 +253,18 @@ pub(super) struct Copied {
     /// Whether every page of the table is known.
     #[cfg_attr(not(feature = "inspect"), expect(dead_code, reason = "the tool reports it"))]
     pub(super) is_complete: bool,
+    /// The rows that the table should have.
+    rows: Option<u64>,
+    /// Whether less was found than the state says.
+    is_short: bool,
+}
+
+impl Copied {
+    /// The number of rows that are lost if so many were found. Where the file does not tell how many there should be, but
+    /// that some are missing, it is one.
+    pub(super) fn lost(&self, found: u64) -> u64 {
+        self.rows.map_or(u64::from(self.is_short), |rows| rows.saturating_sub(found))
+    }
 }
 
 /// A table whose rows have checks of their own.

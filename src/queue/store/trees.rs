@@ -48,7 +48,9 @@ const HEADER: usize = 320;
 const FLAGS_AT: usize = 9;
 /// Where the root is, in either slot: behind a version and two flags, which are constant.
 const ROOTS_AT: [usize; 2] = [64 + 8, 192 + 8];
-/// Where the root is in the description of a table: behind its type, its length, and a flag.
+/// Where the number of rows is in the description of a table, and the root: behind the type of the table, and behind a
+/// flag.
+const LEN_IN_TABLE: usize = 1;
 const ROOT_IN_TABLE: usize = 10;
 
 /// Gets a row that was found and its place, and returns whether it is one.
@@ -155,6 +157,21 @@ impl Trees {
         })?;
         below.retain(|visit| walk.leaf_depth.is_none_or(|depth| visit.depth < depth));
         Ok(Unreached { below, walk, found })
+    }
+
+    /// The number of rows that a table has, according to the newest commit that can tell.
+    pub(super) fn len(&self, table: &str) -> Option<u64> {
+        self.commits.into_iter().flatten().find_map(|commit| {
+            let mut len = None;
+            let scanned =
+                self.scan(vec![Visit::root(commit)], Trust::Whole, &mut Walk::default(), &mut |key, value| {
+                    if key == table.as_bytes() {
+                        len = array(value, LEN_IN_TABLE).map(u64::from_le_bytes);
+                    }
+                    Ok(())
+                });
+            scanned.ok().and(len)
+        })
     }
 
     /// Passes the rows of a small table to `sink`: those of both commits, so that a key may come several times.

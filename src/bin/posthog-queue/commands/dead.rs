@@ -185,8 +185,10 @@ fn change(
         }
         output.line(format!("{} {done}: {}", count(change.events, "dead letter"), shown(queue.path())))?;
         if change.left > 0 {
-            output
-                .line(format!("  {} left: they cannot be read, or did not fit.", count(change.left, "dead letter")))?;
+            output.line(format!(
+                "  {} left: they cannot be read (see `verify`), or did not fit.",
+                count(change.left, "dead letter")
+            ))?;
         }
         if change.lost_events > 0 {
             output.line(format!(

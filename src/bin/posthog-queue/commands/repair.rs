@@ -98,8 +98,8 @@ fn print(repair: &Repair, output: &mut Output) -> Result<(), Failure> {
         count(repair.dead_letters, "dead letter")
     ))?;
     let lost = match repair.lost_events {
-        0 => "No event was lost.".to_owned(),
-        lost => output.toned(Tone::Bad, &format!("{} lost.", count(lost, "event"))),
+        0 => "No event and no dead letter was lost.".to_owned(),
+        lost => output.toned(Tone::Bad, &format!("{} lost, dead letters included.", count(lost, "event"))),
     };
     output.line(format!("  {lost}"))?;
     for note in &repair.notes {

@@ -501,6 +501,61 @@ fn a_damaged_replacement_is_salvaged_where_it_is_all_that_is_left() {
     assert_eq!(report.damaged_file, Some(dir.path().join("damaged-1000/queue.redb")));
 }
 
+/// A store of one chunk and of 30 dead letters, one of them on each page or two.
+fn with_dead_letters() -> Vec<u8> {
+    let dir = scratch();
+    let (store, _) = open_in(dir.path());
+    store.apply(&checkpoint(1, 1, 40)).unwrap();
+    let dead = |seq: u64| DeadRecord {
+        seq,
+        status: 400,
+        reason: "a mistake".into(),
+        first_attempt: 1,
+        last_attempt: 2,
+        attempts: 1,
+        body: vec![seq as u8; 2_500],
+    };
+    let keep = Some(chunk(31, 10, 100));
+    let removal = Removal { key: ChunkKey::new(1), keep, delivered: 0, dead_lettered: 30, evicted: 0 };
+    let changes = Changes { remove: vec![removal], dead_letter: (1..=30).map(dead).collect(), ..Changes::default() };
+    store.apply(&changes).unwrap();
+    assert_eq!((store.ledger().dead_lettered, store.ledger().imbalance()), (30, 0));
+    drop(store);
+    std::fs::read(dir.path().join("queue.redb")).unwrap()
+}
+
+#[test]
+fn dead_letters_that_are_lost_count_as_damaged() {
+    let bytes = with_dead_letters();
+    let of = |seq: u8| bytes.windows(2_500).rposition(|window| window.iter().all(|byte| *byte == seq)).unwrap();
+    let (mut flipped, mut zeroed, mut rootless) = (bytes.clone(), bytes.clone(), bytes.clone());
+    flipped[of(7)] ^= 1;
+    zeroed[of(7) / 4096 * 4096..][..4096].fill(0);
+    rootless.chunks_mut(4096).skip(1).filter(|page| page[0] == 2).for_each(|page| page.fill(0));
+    for (mutated, lost) in [(bytes.clone(), 0..=0), (flipped, 1..=1), (zeroed, 1..=3), (rootless, 0..=0)] {
+        let (dir, _path) = store_of(&mutated);
+        let options = StoreOptions { untrusted: true, ..options() };
+        let (store, report) = Store::open(&Disk::default(), dir.path(), &options, 1).unwrap();
+        let (ledger, left) = (store.ledger(), store.dead_seqs().unwrap().len() as u64);
+        assert!(lost.contains(&report.lost_events), "{report:?}");
+        assert_eq!((left, ledger.dead_lettered), (30 - report.lost_events, left), "{report:?}");
+        assert_eq!((ledger.damaged, ledger.queued_events, ledger.imbalance()), (report.lost_events, 10, 0));
+    }
+}
+
+#[cfg(feature = "inspect")]
+#[test]
+fn a_rewrite_counts_the_dead_letters_that_it_cannot_read() {
+    let mut bytes = with_dead_letters();
+    let body = bytes.windows(2_500).rposition(|window| window.iter().all(|byte| *byte == 7)).unwrap();
+    bytes[body] ^= 1;
+    let (dir, _path) = store_of(&bytes);
+    let (store, _) = open_in(dir.path());
+    let rewritten = store.rewrite(&mut |_, _| true).unwrap();
+    let ledger = store.ledger();
+    assert_eq!((rewritten.damaged, ledger.damaged, ledger.dead_lettered, ledger.imbalance()), (1, 1, 29, 0));
+}
+
 /// A store of 4,000 chunks of one to three records, filled by 40 transactions, of which the last also removed rows; its
 /// bytes and its chunks.
 fn large_specimen() -> (Vec<u8>, Vec<Chunk>) {
