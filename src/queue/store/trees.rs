@@ -20,7 +20,7 @@
 //! Where a page is lost that says where others are, no pass reaches those. [`Trees::search`] looks for them in the whole
 //! file. It also finds pages that are free and have not been written since, so that the caller must choose.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::rc::Rc;
 
@@ -98,11 +98,26 @@ enum Trust {
 /// What a walk has met.
 #[derive(Debug, Default)]
 struct Walk {
-    /// Begin and length of the pages that were read.
-    seen: BTreeMap<u64, u64>,
+    /// A bit for each 4 KiB of the file: whether a page that was read begins there.
+    seen: Vec<u64>,
     damaged: u64,
     /// Every leaf of a tree has the same depth.
     leaf_depth: Option<u32>,
+}
+
+impl Walk {
+    /// `at` must be in the file.
+    fn see(&mut self, at: u64) {
+        let (word, bit) = ((at / PAGE / 64) as usize, at / PAGE % 64);
+        if self.seen.len() <= word {
+            self.seen.resize(word + 1, 0);
+        }
+        self.seen[word] |= 1 << bit;
+    }
+
+    fn has_seen(&self, at: u64) -> bool {
+        self.seen.get((at / PAGE / 64) as usize).is_some_and(|word| word & (1 << (at / PAGE % 64)) != 0)
+    }
 }
 
 /// What [`Trees::rows`] could not reach.
@@ -189,12 +204,9 @@ impl Trees {
     pub(super) fn search(&self, unreached: &Unreached, each: Each<'_>) {
         let mut at = PAGE;
         while at < self.len {
-            if let Some(size) = unreached.walk.seen.get(&at) {
-                at += size;
-                continue;
-            }
             let mut size = PAGE;
-            let beginning = self.beginning(at, PAGE_MOST).filter(|page| page.is_leaf && page.is_in_order());
+            let beginning = if unreached.walk.has_seen(at) { None } else { self.beginning(at, PAGE_MOST) };
+            let beginning = beginning.filter(|page| page.is_leaf && page.is_in_order());
             if let Some(page) = beginning.and_then(|_| self.page_at(at, PAGE_MOST, 0)) {
                 let mut is_ours = false;
                 for row in 0..page.count {
@@ -259,8 +271,12 @@ impl Trees {
         let mut left = Vec::new();
         next.reverse();
         while let Some(visit) = next.pop() {
-            let place = visit.page.place();
-            if place.is_some_and(|(at, _)| walk.seen.contains_key(&at)) {
+            let Some((at, _)) = visit.page.place() else {
+                walk.damaged += u64::from(trust == Trust::Any && !visit.is_suspect);
+                left.push(Visit { is_suspect: true, ..visit });
+                continue;
+            };
+            if walk.has_seen(at) {
                 continue;
             }
             let page = self.page(visit.page);
@@ -272,7 +288,7 @@ impl Trees {
             walk.damaged += u64::from(!is_whole && !visit.is_suspect);
             match page {
                 Some(page) if page.is_leaf => {
-                    walk.seen.extend(place);
+                    walk.see(at);
                     if is_whole {
                         walk.leaf_depth = Some(visit.depth);
                     }
@@ -281,7 +297,7 @@ impl Trees {
                     }
                 }
                 Some(page) if visit.depth < DEPTH_MOST => {
-                    walk.seen.extend(place);
+                    walk.see(at);
                     next.extend((0..=page.count).rev().filter_map(|n| page.visit(n, &visit)));
                     left.extend((!is_whole).then_some(visit));
                 }
