@@ -89,8 +89,11 @@ fn assert_reads_as_documented(queue: &Path) {
     assert_is(&dead.record, REFUSED);
 
     let words = reader::status(&shard.join("status"));
-    let [version, phase, clean_exit] = [words[1], words[7], words[8]];
-    assert_eq!((version, phase, clean_exit), (1, 0, 0));
+    assert_eq!((words[1], words[7]), (1, 0), "version and phase");
+    match reader::page_check(&words) {
+        Some(check) => assert_eq!((words[47], words[8]), (check, !words[11]), "check, and accepted once more"),
+        None => assert_eq!((words[8], words[47]), (0, 0), "an older version wrote it"),
+    }
     assert_eq!(words[11], *IN_JOURNAL.end(), "accepted, with what is in the journal");
     assert_eq!(
         words[12..20],
@@ -107,6 +110,7 @@ fn this_version_writes_what_the_document_says() {
     }
     assert_reads_as_documented(queue.path());
     let words = reader::status(&shard(queue.path()).join("status"));
+    assert_eq!((words[46], words[48]), (words[3], 0), "the check is there, and no store was closed");
     let owner = reader::owner_words(&words).unwrap();
     let [written_at, phase, paused, .., reserved] = owner.numbers[..] else { panic!("{owner:?}") };
     assert!(written_at >= words[3] && phase <= 4 && paused == 0 && reserved == 0, "{owner:?}");

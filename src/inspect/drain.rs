@@ -1,8 +1,8 @@
 //! [`Drain`]: delivers the queues of a project in place of its program.
 //!
 //! A [`Client`] does all of it: it takes the queues that no process has, one after the other, and delivers them with its
-//! own retries, quarantine and dead letters. What is added here is the judgement whether something is left, from the
-//! status pages of the queues, which also count what is in queues that are not open yet.
+//! own retries, quarantine and dead letters. What is added here is the judgement whether something is left: from the stores
+//! and journals of queues that are not open yet, and from the status pages of those that a process has.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,8 +32,8 @@ pub struct Drain {
     client: Client,
     project: Project,
     project_dir: PathBuf,
-    /// What each queue's ledger said when the drain began.
-    before: BTreeMap<PathBuf, Counts>,
+    /// Each queue when the drain began.
+    before: BTreeMap<PathBuf, Seen>,
     nudged_at: Mutex<Instant>,
 }
 
@@ -94,11 +94,21 @@ struct Counts {
     lost: u64,
 }
 
+/// A queue at a moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Seen {
+    counts: Counts,
+    /// Events that wait in it.
+    queued: u64,
+    /// When its last owner took it over. As long as that stays and no process has the queue, the rest stays too.
+    started_at: u64,
+}
+
 /// The queues of a project at a moment.
 #[derive(Debug, Default)]
 struct Survey {
-    /// Of every queue, also of those that other processes have.
-    counts: BTreeMap<PathBuf, Counts>,
+    /// Every queue, also those that other processes have.
+    seen: BTreeMap<PathBuf, Seen>,
     /// Events that wait in queues that no other process has.
     queued: u64,
     others: Vec<Holding>,
@@ -115,13 +125,13 @@ impl Counts {
 
 impl Survey {
     /// What has happened since an earlier look, in the queues that no other process has now.
-    fn since(&self, before: &BTreeMap<PathBuf, Counts>) -> Counts {
+    fn since(&self, before: &BTreeMap<PathBuf, Seen>) -> Counts {
         let mut sum = Counts::default();
-        for (path, now) in &self.counts {
+        for (path, now) in self.seen.iter().map(|(path, seen)| (path, seen.counts)) {
             if self.others.iter().any(|other| other.queue == *path) {
                 continue;
             }
-            let then = before.get(path).copied().unwrap_or_default();
+            let then = before.get(path).map(|seen| seen.counts).unwrap_or_default();
             let add = |sum: &mut u64, now: u64, then: u64| *sum = sum.saturating_add(now.saturating_sub(then));
             add(&mut sum.delivered, now.delivered, then.delivered);
             add(&mut sum.dead_lettered, now.dead_lettered, then.dead_lettered);
@@ -129,16 +139,28 @@ impl Survey {
         }
         sum
     }
+
+    /// Events in the queues that are not open yet.
+    fn unopened_events(&self) -> u64 {
+        let queued = self.unopened.iter().filter_map(|path| Some(self.seen.get(path)?.queued));
+        queued.fold(0, u64::saturating_add)
+    }
 }
 
 impl QueueDir {
-    /// Events that wait in the queue, according to the page that its last owner left. Reads no other file.
+    /// Events that wait in the queue, according to its store and its journal; while a process has it, or if they cannot be
+    /// read, according to its status page.
     pub fn waiting(&self) -> u64 {
-        queue::predecessor(&Disk::of_any_user(), self.path()).queued_events()
+        let is_free = self.owner().is_ok_and(|owner| owner.is_none());
+        let found = if is_free { self.contents() } else { None };
+        found.map_or_else(
+            || queue::predecessor(&Disk::of_any_user(), self.path()).queued_events(),
+            |found| found.queued_events(),
+        )
     }
 
     /// Whether the last owner closed the queue with no event in it, dead letters aside; or none has come so far as to make
-    /// its files ([`is_blank`](Self::is_blank)). Reads one page.
+    /// its files ([`is_blank`](Self::is_blank)). Reads the page and the beginning of the store.
     pub fn is_known_empty(&self) -> bool {
         queue::is_known_empty(&Disk::of_any_user(), self.path()) || self.is_blank()
     }
@@ -163,8 +185,18 @@ impl Drain {
     /// their own key. Crash reports that wait beside them are sent too. `settings` has everything else, for example
     /// `Config::new("").with_env()` for the proxy and the certificates that the program uses.
     pub fn begin(queue: &QueueDir, settings: Config) -> Result<Self, InspectError> {
+        let project = project_of(&queue.project_dir(), queue)?;
+        Self::begin_as(queue, project, settings)
+    }
+
+    /// As [`begin`](Self::begin), with the host and the key of the queues, which their directory has as its name. They are
+    /// needed where no store tells them any more.
+    pub fn begin_for(queue: &QueueDir, api_key: &str, host: &str, settings: Config) -> Result<Self, InspectError> {
+        Self::begin_as(queue, queue.project_told(Some((host, api_key)))?, settings)
+    }
+
+    fn begin_as(queue: &QueueDir, project: Project, settings: Config) -> Result<Self, InspectError> {
         let project_dir = queue.project_dir();
-        let project = project_of(&project_dir, queue)?;
         if project.dir_name() != queue.project() {
             return Err(InspectError::Queue {
                 path: project_dir,
@@ -176,7 +208,7 @@ impl Drain {
             });
         }
         check_user(&project_dir)?;
-        let before = survey(&project_dir)?.counts;
+        let before = survey(&project_dir, &BTreeMap::new())?.seen;
         let config = settings.delivering(&project, queue.queue_dir());
         let client = Client::new(config)
             .map_err(|error| InspectError::Queue { path: project_dir.clone(), why: error.to_string() })?;
@@ -187,7 +219,7 @@ impl Drain {
     pub fn progress(&self) -> Result<DrainProgress, InspectError> {
         // Before the survey: an event that is delivered in between counts as remaining for one more look.
         let stats = self.client.stats();
-        let survey = survey(&self.project_dir)?;
+        let survey = survey(&self.project_dir, &self.before)?;
         let lanes = [stats.analytics.as_deref(), stats.ai.as_deref()];
         let lanes: Vec<_> = if stats.ai.is_some() { lanes.into_iter().flatten().collect() } else { vec![&stats] };
         // The lane that has something to say: one that waits for the endpoint, or else one that sends.
@@ -206,8 +238,7 @@ impl Drain {
         let since = survey.since(&self.before);
         let remaining = survey.queued;
         let waits = survey.unopened.len() > skipped.len();
-        let in_unopened = survey.unopened.iter().map(|dir| queued_in(dir)).fold(0, u64::saturating_add);
-        let is_over = !waits && remaining.saturating_sub(in_unopened) <= stats.quarantined;
+        let is_over = !waits && remaining.saturating_sub(survey.unopened_events()) <= stats.quarantined;
         if !is_over && delivery == DeliveryPhase::Idle {
             self.nudge();
         }
@@ -261,7 +292,7 @@ impl Drain {
         // With nothing to send it ends at once. A crash report may have become an event just now.
         let closed = self.client.shutdown(grace);
         let _ = closed.wait(grace.saturating_add(Duration::from_secs(10)));
-        let survey = survey(&self.project_dir)?;
+        let survey = survey(&self.project_dir, &self.before)?;
         let (since, (_, notes)) = (survey.since(&self.before), self.found(&survey));
         Ok(DrainProgress {
             delivered: since.delivered,
@@ -288,50 +319,61 @@ impl Drain {
 fn project_of(project_dir: &Path, queue: &QueueDir) -> Result<Project, InspectError> {
     let all = places::queues(project_dir)?;
     let mut found = std::iter::once(queue).chain(&all).filter_map(QueueDir::project_of_store);
-    found.next().ok_or_else(|| InspectError::Queue {
-        path: project_dir.to_path_buf(),
-        why: "no store in it says where its events are sent; give the host and the key".into(),
-    })
+    found.next().ok_or_else(|| InspectError::Nameless { path: queue.path().to_path_buf() })
 }
 
-fn queued_in(dir: &Path) -> u64 {
-    queue::predecessor(&Disk::default(), dir).queued_events()
-}
-
-fn survey(project_dir: &Path) -> Result<Survey, InspectError> {
+fn survey(project_dir: &Path, before: &BTreeMap<PathBuf, Seen>) -> Result<Survey, InspectError> {
     let (disk, own, mut survey) = (Disk::default(), std::process::id(), Survey::default());
     for queue in places::queues(project_dir)? {
-        let page = queue::predecessor(&disk, queue.path());
+        let (path, page) = (queue.path().to_path_buf(), queue::predecessor(&disk, queue.path()));
         let Ok(owner) = queue.owner() else {
             // The client skips it too, and says why.
-            survey.unopened.push(queue.path().to_path_buf());
+            survey.unopened.push(path);
             continue;
         };
-        // A page that was made anew says nothing until the queue is open.
-        let of_page = page.ledger.filter(|ledger| *ledger != Ledger::default());
-        let of_store = if of_page.is_none() { ledger_of_store(&queue) } else { None };
-        let counts = Counts::of(&of_page.or(of_store).unwrap_or_default());
-        survey.counts.insert(queue.path().to_path_buf(), counts);
-        if let Some(owner) = owner.filter(|owner| owner.pid != Some(own) && !is_ours(&page, own)) {
-            let (queue, events) = (queue.path().to_path_buf(), page.queued_events());
-            survey.others.push(Holding { queue, pid: owner.pid, events });
+        let other = owner.filter(|owner| owner.pid != Some(own) && !is_ours(&page, own));
+        let is_empty = owner.is_none() && queue.is_known_empty();
+        let seen = if owner.is_some() || is_empty { seen_on(&page, &queue) } else { seen_in(&page, &queue, before) };
+        survey.seen.insert(path.clone(), seen);
+        if let Some(other) = other {
+            survey.others.push(Holding { queue: path, pid: other.pid, events: seen.queued });
             continue;
         }
-        survey.queued = survey.queued.saturating_add(page.queued_events());
-        let is_opening =
-            !page.existed || page.deaths_opening > 0 || of_store.is_some_and(|ledger| ledger.queued_events > 0);
-        let waits = if owner.is_some() { is_opening } else { !queue.is_known_empty() };
-        if waits {
-            survey.unopened.push(queue.path().to_path_buf());
+        survey.queued = survey.queued.saturating_add(seen.queued);
+        let is_opening = !says_ledger(&page) && seen.queued > 0 || !page.existed || page.deaths_opening > 0;
+        if if owner.is_some() { is_opening } else { !is_empty } {
+            survey.unopened.push(path);
         }
     }
     Ok(survey)
 }
 
-/// The ledger of a queue whose page does not say it. Nothing is known of a store that cannot be read.
-fn ledger_of_store(queue: &QueueDir) -> Option<Ledger> {
-    let reader = queue::Reader::open(&Disk::default(), queue.path(), false).ok()?;
-    reader.state().map(|state| state.ledger)
+/// Whether the page has a ledger: one that was made anew says nothing until the queue is open.
+fn says_ledger(page: &queue::Predecessor) -> bool {
+    page.ledger.is_some_and(|ledger| ledger != Ledger::default())
+}
+
+/// A queue that a process has, or that is known to be empty, on its page; from its store while the page does not say it.
+/// Nothing is known of a store that cannot be read.
+fn seen_on(page: &queue::Predecessor, queue: &QueueDir) -> Seen {
+    let read = || queue::Reader::open(&Disk::default(), queue.path(), false).ok()?.state().map(|state| state.ledger);
+    let of_store = if says_ledger(page) { None } else { read() };
+    let counts = Counts::of(&page.ledger.filter(|_| of_store.is_none()).or(of_store).unwrap_or_default());
+    let queued = of_store.map_or_else(|| page.queued_events(), |ledger| ledger.queued_events);
+    Seen { counts, queued, started_at: page.started_at }
+}
+
+/// A queue that no process has, from its store and its journal, which are read only once.
+fn seen_in(page: &queue::Predecessor, queue: &QueueDir, before: &BTreeMap<PathBuf, Seen>) -> Seen {
+    let unchanged = before.get(queue.path()).filter(|seen| page.existed && seen.started_at == page.started_at);
+    unchanged.copied().unwrap_or_else(|| match queue.contents() {
+        Some(found) => Seen {
+            counts: Counts::of(&found.ledger.unwrap_or_default()),
+            queued: found.queued_events(),
+            started_at: page.started_at,
+        },
+        None => seen_on(page, queue),
+    })
 }
 
 /// Whether the page says that this process has the queue, where the system does not say who holds the lock.

@@ -71,6 +71,15 @@ pub enum InspectError {
         #[source]
         source: io::Error,
     },
+    /// Nothing in the queue, nor in another one of its project, says any more whose events it contains.
+    #[error(
+        "{path:?} does not say any more whose events it contains: its store is missing or damaged; nothing was changed; \
+         `repair` and `drain` work with the host and the key of its program (--host, --key)"
+    )]
+    Nameless {
+        /// The queue.
+        path: PathBuf,
+    },
     /// The queue could not be opened or changed.
     #[error("{path:?}: {why}")]
     Queue {

@@ -41,10 +41,7 @@ impl QueueDir {
         // A damaged store is not replaced by the way: that would keep it as a further copy of what it contains.
         let has_store = disk.exists(&self.path().join("queue.redb")).unwrap_or(true);
         let project = if has_store { self.project_of_store() } else { self.project_by_name() };
-        let project = project.ok_or_else(|| InspectError::Queue {
-            path: self.path().into(),
-            why: "its store does not say whose events it contains; nothing was changed; repair it first".into(),
-        })?;
+        let project = project.ok_or_else(|| InspectError::Nameless { path: self.path().into() })?;
         self.open(disk, claim, project, false).map(Some)
     }
 

@@ -1,5 +1,6 @@
 //! Where queues are, whose they are, and which process owns them.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -98,14 +99,43 @@ fn of_project(queue_dir: &Path, project: &Path, found: &mut Vec<QueueDir>) -> Re
             number,
             is_import: false,
         };
+        if is_stray(&dir) {
+            continue;
+        }
         let numbers = queue::shard_numbers(&Disk::default(), &dir).map_err(|error| InspectError::queue(&dir, error))?;
-        found.extend(numbers.into_iter().map(|number| queue(queue::shard_dir(&dir, number), number)));
+        let mut known = BTreeSet::new();
+        for (number, path) in numbers.into_iter().map(|number| (number, queue::shard_dir(&dir, number))) {
+            // A link to a queue that was found already is not a second one.
+            let is_known = fs::metadata(&path).is_ok_and(|found| !known.insert((found.dev(), found.ino())));
+            if !is_known && !is_stray(&path) {
+                found.push(queue(path, number));
+            }
+        }
         let unpublished = dir.join(UNPUBLISHED);
         if fs::symlink_metadata(&unpublished).is_ok_and(|found| found.is_dir()) {
             found.push(QueueDir { is_import: true, ..queue(unpublished, 0) });
         }
     }
     Ok(())
+}
+
+/// Whether something else is where a directory should be: a file, a pipe, a link to none. The library steps over it.
+fn is_stray(path: &Path) -> bool {
+    match fs::metadata(path) {
+        Ok(found) => !found.is_dir(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound && fs::symlink_metadata(path).is_ok(),
+    }
+}
+
+/// What stands in a project's directory where directories of queues should be.
+pub(super) fn strays(project_dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for (_, below) in LANES {
+        let dir = if below.is_empty() { project_dir.to_path_buf() } else { project_dir.join(below) };
+        let shards = queue::shard_dirs(&Disk::default(), &dir);
+        found.extend(shards.into_iter().chain([dir.join(UNPUBLISHED), dir]).filter(|path| is_stray(path)));
+    }
+    found
 }
 
 fn name_of(path: &Path) -> String {
@@ -172,6 +202,11 @@ impl QueueDir {
 
     fn lane_index(&self) -> usize {
         LANES.iter().position(|(lane, _)| *lane == self.lane).unwrap_or(LANES.len())
+    }
+
+    /// Whether it is the first queue of its project: what concerns all of them is said there.
+    pub(super) fn is_first(&self) -> bool {
+        find(&self.project_dir()).is_ok_and(|(_, all)| all.first().is_some_and(|first| first.path == self.path))
     }
 
     /// The directory of its project.

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::error::InspectError;
 use super::places::QueueDir;
-use crate::queue::{self, Facts, Found, QueueError, Reader};
+use crate::queue::{self, Contents, Facts, Found, QueueError, Reader};
 use crate::record::json::write_event;
 use crate::record::{Malformed, NoSymbols, View};
 use crate::sys::clock::system_time;
@@ -114,6 +114,14 @@ impl QueueDir {
     /// ([`InspectError::Io`]), or if the owner writes faster than they can be copied ([`InspectError::Busy`]).
     pub fn read(&self, scratch: &Path) -> Result<QueueReader, InspectError> {
         self.read_with(scratch, &|_| {})
+    }
+
+    /// What the store and the journal say is in a queue that no process has. `None` if they cannot be read.
+    pub(super) fn contents(&self) -> Option<Contents> {
+        let disk = Disk::of_any_user();
+        let found = Reader::open(&disk, self.path(), false).ok()?.contents(&disk).ok()?;
+        // A missing store is no empty one, unless there never was one.
+        (found.ledger.is_some() || self.is_blank()).then_some(found)
     }
 
     /// Like [`read`](Self::read); `progress` gets the number of bytes that were copied.

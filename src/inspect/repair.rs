@@ -51,7 +51,7 @@ impl QueueDir {
             let queue = self.path().to_path_buf();
             return Ok(Repair { queue, saved_events: 0, dead_letters: 0, lost_events: 0, kept: Vec::new(), notes });
         }
-        let owned = self.own_as(&Disk::default(), self.project_to_repair(project)?, true)?;
+        let owned = self.own_as(&Disk::default(), self.project_told(project)?, true)?;
         let failed = |error| InspectError::queue(self.path(), error);
         let is_moved = owned.queue.checkpoint_all(owned.now()).map_err(failed)?;
         let kept = |finding: &Finding| match finding {
@@ -75,7 +75,8 @@ impl QueueDir {
         })
     }
 
-    fn project_to_repair(&self, given: Option<(&str, &str)>) -> Result<Project, InspectError> {
+    /// The project of the queue. `given`, its host and key, is checked against the name of the directory.
+    pub(super) fn project_told(&self, given: Option<(&str, &str)>) -> Result<Project, InspectError> {
         if let Some((host, key)) = given {
             let is_ours = |project: &Project| project.dir_name() == self.project();
             let candidates = former_projects(key, host).map_err(|error| InspectError::Input(error.to_string()))?;
@@ -86,12 +87,6 @@ impl QueueDir {
                 ))
             });
         }
-        self.project_by_name().ok_or_else(|| {
-            InspectError::Input(format!(
-                "{} does not say any more whose events it contains; give the host and the key of its program (--host, \
-                 --key); nothing was changed",
-                self.path().display()
-            ))
-        })
+        self.project_by_name().ok_or_else(|| InspectError::Nameless { path: self.path().into() })
     }
 }

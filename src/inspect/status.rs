@@ -19,6 +19,8 @@ use crate::report::{DeliveryPhase, DropReason, LaneState, QueueMedium, Stats, St
 use crate::sys::clock::{Clock, WallNanos, elapsed, system_time};
 use crate::sys::disk::Disk;
 
+/// What is wrong with a store that is expected and is not there.
+const MISSING: &str = "its file is missing";
 /// The note for people in a project's directory.
 const OWNER_NOTE: &str = "owner.txt";
 /// More of it is not read.
@@ -107,6 +109,12 @@ pub struct QueueStatus {
     pub file_bytes: u64,
     /// Bytes that are free on the file system of the queue.
     pub free_bytes: Option<u64>,
+    /// Whether words of the status page do not match their check, and its owner does not write them just now.
+    #[serde(skip)]
+    pub(super) is_page_damaged: bool,
+    /// Whether `repair` has to be told whose events these are.
+    #[serde(skip)]
+    pub(super) needs_project: bool,
     #[serde(skip)]
     pub(super) state: Option<LaneState>,
     #[serde(skip)]
@@ -189,7 +197,8 @@ pub struct DamagedFile {
 impl QueueDir {
     /// How the queue is. Fails if its files may not be read.
     ///
-    /// What is in a queue without an owner is taken from its store if the status page does not say it.
+    /// What is in a queue without an owner is taken from its store and its journal: the status page is a mirror of them,
+    /// which may lag behind, or be damaged.
     pub fn status(&self) -> Result<QueueStatus, InspectError> {
         let disk = Disk::of_any_user();
         let failed = |source| InspectError::io(self.path(), source);
@@ -221,7 +230,8 @@ impl QueueDir {
             status.rejecting = None;
         }
         if status.owner.is_none() && newer_format.is_none() {
-            status.look_into_store(&disk, page.as_ref().and_then(|page| page.last.ledger).is_some())?;
+            status.look_into_store(&disk, page.as_ref())?;
+            status.needs_project = status.store_problem.is_some() && self.project_by_name().is_none();
         }
         Ok(status)
     }
@@ -279,6 +289,8 @@ impl QueueStatus {
             store_problem: None,
             file_bytes: 0,
             free_bytes: None,
+            is_page_damaged: false,
+            needs_project: false,
             state: None,
             now,
         }
@@ -292,6 +304,7 @@ impl QueueStatus {
 
     fn take_page(&mut self, page: &PageContent) {
         let last = &page.last;
+        self.is_page_damaged = page.is_damaged;
         if let Some(ledger) = last.ledger {
             self.take_ledger(&ledger);
         }
@@ -360,8 +373,9 @@ impl QueueStatus {
         Ok(())
     }
 
-    /// Looks whether the store can be read, and takes from it what the page does not say.
-    fn look_into_store(&mut self, disk: &Disk, is_known: bool) -> Result<(), InspectError> {
+    /// Takes from the store and the journal what is in the queue. What they do not say, because the store cannot be read,
+    /// is left as the page says it.
+    fn look_into_store(&mut self, disk: &Disk, page: Option<&PageContent>) -> Result<(), InspectError> {
         let reader = match Reader::open(disk, &self.path, false) {
             Ok(reader) => reader,
             Err(error) => match InspectError::queue(&self.path, error) {
@@ -372,18 +386,22 @@ impl QueueStatus {
                 error => return Err(error),
             },
         };
-        match reader.state() {
-            Some(state) if !is_known => {
-                let accepted = self.accepted;
-                self.take_ledger(&state.ledger);
-                self.take_accepted(accepted);
+        let found = reader.contents(disk).map_err(|error| InspectError::queue(&self.path, error))?;
+        let of_page = page.and_then(|page| page.last.ledger);
+        if let Some(ledger) = found.ledger {
+            self.take_ledger(&ledger);
+            if of_page != Some(ledger) {
+                self.oldest_age = None;
             }
-            Some(_) => {}
-            None if reader.has_store() => {
-                self.store_problem = Some("the rows that describe its content cannot be read".to_owned());
-            }
-            None => {}
+        } else {
+            let problem =
+                if reader.has_store() { "the rows that describe its content cannot be read" } else { MISSING };
+            let is_expected =
+                reader.has_store() || found.journal_events > 0 || of_page.is_some_and(|of| of.accepted > 0);
+            self.store_problem = is_expected.then(|| problem.to_owned());
+            self.take_ledger(&of_page.unwrap_or_default());
         }
+        self.take_accepted(self.accepted.saturating_add(found.journal_events));
         Ok(())
     }
 

@@ -37,7 +37,7 @@ pub enum QueueState {
     Fine,
     /// Events wait for something that is expected to happen.
     Waiting,
-    /// Nothing can be said.
+    /// Nothing can be said: a newer version wrote the queue, or the page of a living owner is damaged.
     Unknown,
     /// Events wait for something that an operator has to do.
     Stuck,
@@ -52,7 +52,7 @@ pub enum QueueState {
 #[non_exhaustive]
 pub struct QueueFinding {
     /// Its kind: the name of a [`HealthCause`], or `no_owner`, `adopted`, `stopped`, `hangs`, `undescribed`,
-    /// `damaged_files`, `store_unreadable`, `crash_reports`, `newer_format`, `importing`, `unfinished_import`.
+    /// `damaged_files`, `page_damaged`, `store_unreadable`, `crash_reports`, `newer_format`, `importing`, `unfinished_import`.
     pub cause: &'static str,
     /// How a queue with this finding and no worse one is.
     pub state: QueueState,
@@ -144,6 +144,14 @@ impl QueueStatus {
             let what = format!("{process} is stopped (SIGSTOP, or a debugger): nothing is captured or sent");
             return vec![finding("stopped", QueueState::Stuck, what, resume)];
         }
+        if self.is_page_damaged {
+            let what = format!(
+                "the status page of {process} is damaged, so what is in the queue is not known; the process goes on, and \
+                 writes the page again with what it captures and sends"
+            );
+            let advice = format!("look again, or read the queue itself: posthog-queue verify {}", self.path.display());
+            return vec![finding("page_damaged", QueueState::Unknown, what, advice)];
+        }
         let Some(state) = &self.state else { return self.findings_of_silent_owner(&process) };
         let overdue = state.due_at.map(|at| elapsed(at, self.now)).filter(|late| *late > HANGS_AFTER);
         if let Some(late) = overdue {
@@ -224,8 +232,9 @@ impl QueueStatus {
         }
         if let Some(problem) = &self.store_problem {
             let what = format!("the store cannot be read: {problem}");
+            let project = if self.needs_project { "--host URL --key KEY " } else { "" };
             let advice = format!(
-                "the next start of the program saves what can be read, or: posthog-queue repair {}",
+                "the next start of the program saves what can be read, or: posthog-queue repair {project}{}",
                 self.path.display()
             );
             findings.push(finding("store_unreadable", QueueState::Damaged, what, advice));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::error::{InspectError, owner_of};
-use super::places::{QueueDir, lossy};
+use super::places::{QueueDir, lossy, strays};
 use crate::crash;
 use crate::queue::{Facts, Page};
 use crate::sys::disk::{Disk, Entry};
@@ -38,6 +38,9 @@ pub struct Verification {
     pub lost_events: u64,
     /// What is wrong.
     pub problems: Vec<Problem>,
+    /// Whether [`repair`](QueueDir::repair) has to be told the host and the key, because neither the queue nor another one
+    /// of its project says them.
+    pub needs_project: bool,
     /// Problems that are not listed, because they are too many.
     pub more_problems: u64,
     /// What is unusual and does no harm: files that an earlier repair has kept, a crash report that ends in the middle.
@@ -101,18 +104,27 @@ impl QueueDir {
         let mut problems: Vec<_> =
             facts.bad.iter().map(|bad| damage(bad.path.clone(), bad.why.clone(), bad.lost)).collect();
         // The first owner of a blank directory may have died before it had written the page.
+        let page = self.path().join("status");
         if facts.page == Page::Damaged && !self.is_blank() {
             let what = "it is no status page; the next owner makes a new one".to_owned();
-            problems.push(damage(self.path().join("status"), what, None));
+            problems.push(damage(page.clone(), what, None));
         }
+        let changed = (facts.page == Page::Changed).then(|| {
+            format!(
+                "{}: its words do not match their check, as after a death in the moment in which they were written; the \
+                 next owner writes them anew, from the store and the journal",
+                page.display()
+            )
+        });
         let store = self.path().join("queue.redb");
         let expected = match &facts.state {
             Some(state) => state.ledger.queued_events,
             None => facts.page_ledger.map_or(0, |ledger| ledger.queued_events),
         };
         let store_lost = expected.saturating_sub(facts.events);
-        if !facts.has_store && expected > 0 {
-            problems.push(damage(store.clone(), "it is missing, with the events in it".into(), Some(expected)));
+        if !facts.has_store && !self.is_blank() {
+            let what = if expected > 0 { "it is missing, with the events in it" } else { "it is missing" };
+            problems.push(damage(store.clone(), what.into(), Some(expected)));
         }
         if let Some(project) = facts.project.as_ref().filter(|project| project.dir_name() != self.project()) {
             let what = format!(
@@ -132,9 +144,10 @@ impl QueueDir {
             dead_letters: facts.dead,
             crash_records: 0,
             lost_events: store_lost.saturating_add(facts.journal_lost).saturating_add(facts.dead_lost),
+            needs_project: self.project_by_name().is_none() && !self.is_blank(),
             problems,
             more_problems: facts.more_bad,
-            notes: Vec::new(),
+            notes: changed.into_iter().collect(),
         }
     }
 
@@ -192,6 +205,12 @@ impl QueueDir {
                 paths.extend(fs::read_dir(&path).map_err(failed)?.flatten().map(|entry| entry.path()));
             }
             paths.push(path);
+        }
+        for path in if self.is_first() { strays(&self.project_dir()) } else { Vec::new() } {
+            let Ok(found) = Entry::at(&path) else { continue };
+            let what = format!("it is {found}, not a directory, so the library does not use it: remove it");
+            let kind = ProblemKind::Permissions;
+            verification.problems.push(Problem { kind, path, what, lost_events: None });
         }
         paths.sort();
         for path in paths {

@@ -350,11 +350,14 @@ impl OrphanedQueue {
     }
 }
 
-/// Whether the last owner closed the shard with nothing in it. Reads the status page and takes no lock.
+/// Whether the last owner closed the shard with nothing in it. Reads the status page and the beginning of the store, and
+/// takes no lock.
 pub(crate) fn is_known_empty(disk: &Disk, shard_dir: &Path) -> bool {
     let Some(page) = StatusPage::peek(disk, shard_dir) else { return false };
     let checkpointed = page.ledger.is_some_and(|ledger| ledger.queued_events == 0 && ledger.accepted == page.accepted);
-    page.clean && !page.died_in_store && checkpointed
+    // The page may be that of another shard, or of another day.
+    let is_of_this_store = || page.closed_store.is_none_or(|seal| store::seal_of(disk, shard_dir) == Some(seal));
+    page.clean && !page.died_in_store && checkpointed && is_of_this_store()
 }
 
 fn is_project(name: &str) -> bool {

@@ -45,6 +45,7 @@ mod leases;
 mod owner_page;
 mod owner_words;
 mod ownership;
+mod page_check;
 #[cfg(feature = "inspect")]
 mod reader;
 mod recovery;
@@ -81,7 +82,7 @@ pub(crate) use owner_page::OwnerPage;
 pub(crate) use owner_words::{NUMBERS as OWNER_NUMBERS, OwnerWords};
 pub(crate) use ownership::{Ownership, holds_idle_files};
 #[cfg(feature = "inspect")]
-pub(crate) use reader::{Found, Reader, copy};
+pub(crate) use reader::{Contents, Found, Reader, copy};
 pub(crate) use recovery::{Finding, Opened};
 pub(crate) use run::{Heartbeat, RunRecord, task_id};
 #[cfg(feature = "inspect")]
@@ -269,7 +270,7 @@ impl Queue {
     }
 
     fn release(&self) {
-        self.status.mark_clean_exit();
+        self.status.mark_clean_exit(self.store.seal());
         self.status.release();
         // Last: from here on the directory may belong to another process.
         let claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -4,8 +4,8 @@
 //! library leaves them as it finds them, so the owner that writes them repeats its start time in front of them, and
 //! they are believed only while it equals the start time of the page's owner.
 //!
-//! Numbers are written one by one; each stands for itself. A text has a check, so that one that was being replaced when
-//! it was read, or when its owner died, is taken for none.
+//! The numbers have a check together, and each text has one, so that what was being replaced when it was read, or when its
+//! owner died, or was damaged, is taken for none.
 
 use std::sync::atomic::Ordering;
 
@@ -13,7 +13,6 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::Queue;
 use super::status_page::StatusPage;
-#[cfg(any(test, feature = "inspect"))]
 use super::status_page::Word;
 use crate::sys::clock::WallNanos;
 
@@ -28,6 +27,8 @@ const WRITTEN_AT: usize = 129;
 const FIRST_NUMBER: usize = 130;
 /// Where each text begins, and the most bytes that it has. Length, check, and then the bytes.
 const TEXT_PLACES: [(usize, usize); TEXTS] = [(160, 64), (176, 256), (212, 256)];
+/// The check of the numbers and of the time.
+const NUMBERS_CHECK: usize = 246;
 
 /// What the owner says of itself. The queue does not know what it means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +51,7 @@ impl Queue {
         self.while_ours(|page| {
             if index < NUMBERS {
                 page.put(FIRST_NUMBER + index, number);
+                page.put(NUMBERS_CHECK, page.numbers_check());
                 page.publish();
             }
         });
@@ -62,6 +64,7 @@ impl StatusPage {
         for (index, number) in words.numbers.iter().enumerate() {
             self.put(FIRST_NUMBER + index, *number);
         }
+        self.put(NUMBERS_CHECK, self.numbers_check());
         let texts_stay = self.at(KEPT) == self.started_at;
         for (place, text) in TEXT_PLACES.into_iter().zip(&words.texts) {
             // A text that is there already is left alone, so that it can be read at any moment.
@@ -78,7 +81,7 @@ impl StatusPage {
     #[cfg(any(test, feature = "inspect"))]
     pub(super) fn owner_words(&self) -> Option<OwnerWords> {
         let started_at = self.get(Word::StartedAt);
-        if self.at(KEPT) == 0 || self.at(KEPT) != started_at {
+        if !self.has_owner_words() || !self.owner_words_are_whole() {
             return None;
         }
         Some(OwnerWords {
@@ -86,6 +89,19 @@ impl StatusPage {
             numbers: std::array::from_fn(|index| self.at(FIRST_NUMBER + index)),
             texts: TEXT_PLACES.map(|place| self.text(place, started_at).unwrap_or_default()),
         })
+    }
+
+    fn has_owner_words(&self) -> bool {
+        self.at(KEPT) != 0 && self.at(KEPT) == self.get(Word::StartedAt)
+    }
+
+    /// Whether the numbers of the page's owner, if it has written any, match their check. An older library has none.
+    pub(super) fn owner_words_are_whole(&self) -> bool {
+        !self.has_owner_words() || !self.has_check() || self.at(NUMBERS_CHECK) == self.numbers_check()
+    }
+
+    fn numbers_check(&self) -> u64 {
+        self.hash(&mut (WRITTEN_AT..FIRST_NUMBER + NUMBERS).map(|index| self.at(index)))
     }
 
     fn write_text(&self, (first, most): (usize, usize), text: &str) {

@@ -14,7 +14,7 @@ use super::error::{QueueError, StoreError};
 use super::frame;
 use super::journal::arena::Round;
 use super::journal::{self, peek};
-use super::store::{self, DeadRecord, Row, RowReader, State};
+use super::store::{self, DeadRecord, HEADER_BYTES, Ledger, Row, RowReader, State};
 use crate::sys::clock::WallNanos;
 use crate::sys::disk::{Disk, DiskFile, Open};
 
@@ -41,6 +41,23 @@ pub(crate) struct Bad {
     pub(crate) why: String,
     /// Records that are lost, where that is known.
     pub(crate) lost: Option<u64>,
+}
+
+/// What a shard contains, according to its store and its journal alone: the page is a mirror of them, which may lag, be
+/// damaged or be that of another shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Contents {
+    /// The ledger of the store, if its state can be read.
+    pub(crate) ledger: Option<Ledger>,
+    /// Records in the journal that are not in the store.
+    pub(crate) journal_events: u64,
+}
+
+impl Contents {
+    /// Records that wait.
+    pub(crate) fn queued_events(&self) -> u64 {
+        self.ledger.map_or(0, |ledger| ledger.queued_events).saturating_add(self.journal_events)
+    }
 }
 
 /// A shard, open for reading.
@@ -108,6 +125,10 @@ impl Reader {
         &self.bad_arenas
     }
 
+    pub(super) fn is_copy(&self) -> bool {
+        self.is_copy
+    }
+
     pub(super) fn dir(&self) -> &Path {
         &self.dir
     }
@@ -115,6 +136,16 @@ impl Reader {
     /// Whether there is a file of a store.
     pub(crate) fn has_store(&self) -> bool {
         self.rows.exists()
+    }
+
+    /// Counts what waits, and reads the journal for it.
+    pub(crate) fn contents(&self, disk: &Disk) -> Result<Contents, QueueError> {
+        let mut journal_events = 0;
+        let _ = self.walk_journal(disk, &mut |found| {
+            journal_events += u64::from(matches!(found, Found::Record { .. }));
+            ControlFlow::Continue(())
+        })?;
+        Ok(Contents { ledger: self.state().map(|state| state.ledger), journal_events })
     }
 
     /// The rounds of the journal that are not in the store, the oldest first.
@@ -220,8 +251,6 @@ impl Reader {
 
 /// How often a copy of the store is tried before it is given up.
 const COPY_ATTEMPTS: u32 = 8;
-/// The bytes at the beginning of the store's file that each commit changes: see the file format of redb.
-const HEADER: usize = 320;
 /// How many bytes are copied at a time.
 const PIECE: usize = 1024 * 1024;
 
@@ -260,10 +289,10 @@ pub(crate) fn copy(
     Ok(None)
 }
 
-fn header(disk: &Disk, path: &Path) -> io::Result<([u8; HEADER], u64)> {
-    let (file, mut bytes) = (disk.open(path, Open::ReadOnly)?, [0; HEADER]);
+fn header(disk: &Disk, path: &Path) -> io::Result<([u8; HEADER_BYTES], u64)> {
+    let (file, mut bytes) = (disk.open(path, Open::ReadOnly)?, [0; HEADER_BYTES]);
     let len = file.len()?;
-    let readable = len.min(HEADER as u64) as usize;
+    let readable = len.min(HEADER_BYTES as u64) as usize;
     file.read_exact_at(0, &mut bytes[..readable])?;
     Ok((bytes, len))
 }

@@ -104,6 +104,8 @@ impl Queue {
         for dir in up_to(&dir, &options.queue_dir) {
             disk.sync_dir(&dir).map_err(failed)?;
         }
+        // From here on the page counts what is there, whatever it said before.
+        status.set_accepted(journal.last_seq());
         let queue = Queue::of(dir, Some(claim), status, journal, store);
         queue.mirror(now);
         Ok(Opened { queue, replayed, findings, before })

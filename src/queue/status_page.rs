@@ -5,6 +5,8 @@
 //! there. The count of accepted records, written with each record, shows after a power cut how many there were. The
 //! words about the run of the owner are in `run.rs`.
 //!
+//! What is believed of a page is in `page_check.rs`.
+//!
 //! The version is stored twice, the second time inverted. A newer version is believed only if both agree, because one
 //! flipped bit must not make a queue look like one that this library may not touch.
 //!
@@ -21,6 +23,7 @@ use std::time::{Duration, Instant};
 use super::owner_page::OwnerPage;
 #[cfg(any(test, feature = "inspect"))]
 use super::owner_words::OwnerWords;
+use super::page_check::Trust;
 use super::run::RunRecord;
 use super::store::Ledger;
 use crate::sys::clock::WallNanos;
@@ -33,11 +36,16 @@ pub(crate) const STATUS_BYTES: usize = 4096;
 pub(crate) const REASONS_MAX: usize = 64;
 const MAGIC: u64 = u64::from_le_bytes(*b"\x89PHS\r\n\x1a\n");
 const VERSION: u64 = 1;
-/// No journal reaches this epoch: at a thousand rounds a second it would take nine thousand years. The page has no
-/// checksum, and a damaged epoch near the highest number would leave no room for another round.
+/// No journal reaches this epoch: at a thousand rounds a second it would take nine thousand years. A page of an older
+/// library has no check, and a damaged epoch near the highest number would leave no room for another round.
 const EPOCH_MAX: u64 = 1 << 48;
 /// After this many owners in a row died while opening the store, its file is no longer trusted.
 pub(crate) const DEATHS_MAX: u64 = 3;
+
+/// How often a page that seems damaged is read before that is believed: its owner may be writing it. The owner is between
+/// two words for some nanoseconds.
+const READS: u32 = 4;
+const BETWEEN_READS: Duration = Duration::from_millis(1);
 
 /// How long releasing the queue waits for calls of other threads.
 const LEAVING_WAIT: Duration = Duration::from_millis(100);
@@ -57,8 +65,13 @@ pub(crate) enum Phase {
 pub(crate) struct Predecessor {
     /// Whether there was one.
     pub(crate) existed: bool,
+    /// Whether its words do not match their check. Then nothing is known of its ledger, epoch and deaths, and `accepted`
+    /// may be too low.
+    pub(crate) is_damaged: bool,
     /// Whether it closed the queue.
     pub(crate) clean: bool,
+    /// The store as it closed it: see [`store::seal_of`](super::store::seal_of).
+    pub(crate) closed_store: Option<u64>,
     /// Whether it died inside the store.
     pub(crate) died_in_store: bool,
     /// The task that it died in: see [`Queue::mark_task`](super::Queue::mark_task).
@@ -94,6 +107,8 @@ pub(crate) struct PageContent {
     pub(crate) counters: Vec<u64>,
     /// What the last owner says of itself.
     pub(crate) owner: Option<OwnerWords>,
+    /// Whether words do not match their check: those about the queue, or those of the owner about itself.
+    pub(crate) is_damaged: bool,
 }
 
 impl Predecessor {
@@ -203,7 +218,7 @@ impl StatusPage {
     /// Reads the page of any shard. `None` if it cannot be read or is not a status page.
     pub(crate) fn peek(disk: &Disk, shard_dir: &Path) -> Option<Predecessor> {
         let file = disk.open(&shard_dir.join(Self::FILE), Open::ReadOnly).ok()?;
-        let found = Self::of_words(copy_of(&file).ok()?).predecessor(disk.boot_id());
+        let found = Self::read(&file).ok()?.predecessor(disk.boot_id());
         found.existed.then_some(found)
     }
 
@@ -214,8 +229,8 @@ impl StatusPage {
         if !disk.exists(&path)? {
             return Ok(None);
         }
-        let page = match copy_of(&disk.open(&path, Open::ReadOnly)?) {
-            Ok(words) => Self::of_words(words),
+        let page = match Self::read(&disk.open(&path, Open::ReadOnly)?) {
+            Ok(page) => page,
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             Err(error) => return Err(error),
         };
@@ -224,7 +239,23 @@ impl StatusPage {
             |reason| page.word(Word::Counters as usize + reason).map_or(0, |word| word.load(Ordering::Relaxed));
         let counters = (0..REASONS_MAX).map(counter).collect();
         let owner = page.owner_words();
-        Ok(last.existed.then_some(PageContent { last, counters, owner }))
+        let is_damaged = last.is_damaged || !page.owner_words_are_whole();
+        Ok(last.existed.then_some(PageContent { last, counters, owner, is_damaged }))
+    }
+
+    /// A copy of the page in a file that its owner may be writing.
+    fn read(file: &DiskFile) -> io::Result<Self> {
+        let mut page = Self::of_words(copy_of(file)?);
+        for _ in 1..READS {
+            if page.trust() != Trust::Damaged && page.owner_words_are_whole() {
+                break;
+            }
+            std::thread::sleep(BETWEEN_READS);
+            let again = Self::of_words(copy_of(file)?);
+            let goes_on = again.is_counting() && again.get(Word::Accepted) != page.get(Word::Accepted);
+            page = if goes_on { again.settle() } else { again };
+        }
+        Ok(page)
     }
 
     /// Whether the page at `path` still names this owner as the last. An owner that takes the queue over makes a page
@@ -242,7 +273,8 @@ impl StatusPage {
         if self.get(Word::Magic) != MAGIC || self.get(Word::Version) != VERSION {
             return Predecessor::default();
         }
-        let phase = self.get(Word::Phase);
+        let (phase, trust) = (self.get(Word::Phase), self.trust());
+        let is_believed = trust != Trust::Damaged;
         let ledger = Ledger::of_words(LEDGER.map(|word| self.get(word)));
         let (task, run) = (self.get(Word::Task), self.run(now_booted));
         let boot_id = u128::from(self.get(Word::BootIdHigh)) << 64 | u128::from(self.get(Word::BootIdLow));
@@ -251,17 +283,19 @@ impl StatusPage {
             self.get(Word::CleanExit) == 1 || boot_id != now_booted || run.is_some_and(|run| run.exit.is_some());
         Predecessor {
             existed: true,
+            is_damaged: !is_believed,
             clean: self.get(Word::CleanExit) == 1,
+            closed_store: Some(self.get(Word::ClosedStore)).filter(|hash| *hash != 0 && trust == Trust::Whole),
             died_in_store: phase != Phase::Quiet as u64,
-            deaths_opening: deaths_after(phase, self.get(Word::Deaths)),
+            deaths_opening: deaths_after(phase, if is_believed { self.get(Word::Deaths) } else { 0 }),
             same_boot: boot_id == now_booted,
             pid: self.get(Word::Pid),
             started_at: self.get(Word::StartedAt),
             active_at: self.get(Word::LastActivity) as WallNanos,
-            accepted: self.get(Word::Accepted),
-            epoch: Some(self.get(Word::Epoch)).filter(|epoch| *epoch <= EPOCH_MAX).unwrap_or(0),
-            ledger: (ledger.imbalance() == 0).then_some(ledger),
-            oldest_at: self.oldest_at(),
+            accepted: self.believed_accepted(trust),
+            epoch: Some(self.get(Word::Epoch)).filter(|epoch| is_believed && *epoch <= EPOCH_MAX).unwrap_or(0),
+            ledger: (is_believed && ledger.imbalance() == 0).then_some(ledger),
+            oldest_at: self.oldest_at().filter(|_| is_believed),
             died_in_task: Some(task).filter(|build| *build != 0 && !died_of_another),
             run,
         }
@@ -274,10 +308,16 @@ impl StatusPage {
                 .filter_map(|index| self.word(index))
                 .for_each(|word| word.store(0, Ordering::Relaxed));
         }
+        // Until the end of this, the words are taken as they are: each of them is right, and the owner may die in between.
+        self.set(Word::CheckKept, 0);
+        if predecessor.is_damaged {
+            LEDGER.into_iter().chain([Word::Epoch, Word::OldestAt]).for_each(|word| self.set(word, 0));
+        }
+        self.set_accepted(predecessor.accepted);
+        self.set(Word::ClosedStore, 0);
         // A check that is due stays due until the store is open.
         let phase = if predecessor.died_in_store { Phase::Store } else { Phase::Quiet };
         self.set(Word::Phase, phase as u64);
-        self.set(Word::CleanExit, 0);
         self.set(Word::Deaths, predecessor.deaths_opening);
         self.set(Word::Pid, u64::from(std::process::id()));
         self.set(Word::StartedAt, now as u64);
@@ -288,6 +328,8 @@ impl StatusPage {
         self.set(Word::VersionAgain, !VERSION);
         self.set(Word::Magic, MAGIC);
         self.begin_run(predecessor.run.as_ref(), boot_id, now);
+        self.seal();
+        self.set(Word::CheckKept, now as u64);
         // An owner that adopts marks its tasks on the page of its own queue.
         if let Some(build) = predecessor.died_in_task {
             self.remember_fatal_task(build);
@@ -303,6 +345,8 @@ impl StatusPage {
         // A plain store: with any stronger operation, two processors that take turns would wait for each other. It
         // happens under the journal's lock, and a closed journal takes nothing, so the page is ours.
         self.store(Word::Accepted, seq);
+        // Again, for the reader that has to know whether to believe it: see `page_check.rs`. In the same line of the cache.
+        self.store(Word::CleanExit, !seq);
     }
 
     /// Raises the count of accepted records to at least `seq`.
@@ -313,6 +357,9 @@ impl StatusPage {
         if let Some(word) = self.word(Word::Accepted as usize) {
             // Never lowers it: callers go on appending while the committer mirrors what it has stored.
             word.fetch_max(seq, Ordering::Relaxed);
+        }
+        if let Some(word) = self.word(Word::CleanExit as usize) {
+            word.fetch_min(!seq, Ordering::Relaxed);
         }
     }
 
@@ -333,6 +380,7 @@ impl StatusPage {
         self.set(Word::Epoch, epoch);
         self.set(Word::OldestAt, oldest_at.unwrap_or(0) as u64);
         self.set(Word::LastActivity, now as u64);
+        self.seal();
         self.raise_accepted(ledger.accepted);
         self.publish();
     }
@@ -347,6 +395,7 @@ impl StatusPage {
     /// The store was opened: earlier deaths no longer count.
     pub(crate) fn forget_deaths(&self) {
         self.set(Word::Deaths, 0);
+        self.seal();
     }
 
     /// The store could not be opened: a check that was due stays due.
@@ -364,9 +413,11 @@ impl StatusPage {
         }
     }
 
-    /// The owner closes the queue.
-    pub(crate) fn mark_clean_exit(&self) {
+    /// The owner closes the queue. `store` identifies the state of its store's file; `None` if that is not known.
+    pub(crate) fn mark_clean_exit(&self, store: Option<u64>) {
+        self.set(Word::ClosedStore, store.unwrap_or(0));
         self.set(Word::CleanExit, 1);
+        self.seal();
         if !self.adopts {
             self.set(Word::Closed, 1);
         }
@@ -397,7 +448,7 @@ impl StatusPage {
         if self.is_released.load(Ordering::Acquire) {
             return;
         }
-        let _ = file.write_all_at(0, &self.words.read(0, STATUS_BYTES));
+        let _ = file.write_all_at(0, &self.settled(self.words.read(0, STATUS_BYTES)));
     }
 
     /// When the oldest record in the store was checkpointed, as of the last [`mirror`](Self::mirror).
@@ -458,6 +509,7 @@ pub(super) enum Word {
     BootIdLow = 5,
     LastActivity = 6,
     Phase = 7,
+    /// 1 once the owner has closed the queue. Until then the inverted count of accepted records, which is never 1.
     CleanExit = 8,
     Deaths = 9,
     Epoch = 10,
@@ -494,6 +546,11 @@ pub(super) enum Word {
     EpochAtRestart = 37,
     /// The tasks that owners died in, the newest first, in eight words; 0 where there are no more.
     FatalTasks = 38,
+    // See `page_check.rs`.
+    CheckKept = 46,
+    Check = 47,
+    /// The store as the last owner closed it; 0 if that is not known.
+    ClosedStore = 48,
     Counters = 64,
 }
 

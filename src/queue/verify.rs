@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use super::QueueError;
 use super::error::StoreError;
@@ -10,7 +11,7 @@ use super::frame;
 use super::reader::{Bad, Found, Reader};
 use super::status_page::StatusPage;
 use super::store::{self, Chunk, Ledger, Project, Row, State};
-use crate::sys::disk::Disk;
+use crate::sys::disk::{Disk, Entry};
 use crate::sys::wording::{count, number};
 
 /// The state of the status page.
@@ -20,6 +21,8 @@ pub(crate) enum Page {
     Missing,
     /// It has no magic number, or a version that never existed; the next owner begins a new one.
     Damaged,
+    /// Its words do not match their check.
+    Changed,
     Whole,
 }
 
@@ -93,6 +96,8 @@ impl Reader {
         let rows = self.rows();
         let facts = RefCell::new(Facts {
             page: match (&page, is_there) {
+                // A living owner writes while its page is copied.
+                (Some(page), _) if page.is_damaged && !self.is_copy() => Page::Changed,
                 (Some(_), _) => Page::Whole,
                 (None, true) => Page::Damaged,
                 (None, false) => Page::Missing,
@@ -122,7 +127,9 @@ impl Reader {
         let mut facts = facts.into_inner();
         self.find_gap(&mut facts);
         self.compare(&mut facts);
-        if let Some((path, why)) = self.rows().refused_replacement() {
+        // What is no file at all is found with the other files.
+        let is_file = |path: &Path| Entry::at(path).is_ok_and(|entry| entry == Entry::File);
+        if let Some((path, why)) = self.rows().refused_replacement().filter(|(path, _)| is_file(path)) {
             let why = format!(
                 "a replacement of the store that was not completed, and cannot be used: {why}; the next start moves it away"
             );

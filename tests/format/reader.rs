@@ -108,6 +108,18 @@ pub(crate) fn status(path: &Path) -> Vec<u64> {
     (0..512).map(|word| u64_at(&bytes, word * 8)).collect()
 }
 
+/// The check of the words about the queue; `None` if the last owner has written none.
+pub(crate) fn page_check(words: &[u64]) -> Option<u64> {
+    let closed = (words[8] == 1).then_some(11);
+    let checked = [9, 10].into_iter().chain(12..=20).chain([48]).chain(closed);
+    (words[46] == words[3]).then(|| seeded(checked.map(|word| words[word]), words[3]))
+}
+
+fn seeded(words: impl Iterator<Item = u64>, started_at: u64) -> u64 {
+    let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+    xxh3_64_with_seed(&bytes, started_at).max(1)
+}
+
 /// What the last owner says of itself on a status page: the numbers from word 129 on, and the texts.
 #[derive(Debug)]
 pub(crate) struct OwnerWords {
@@ -128,6 +140,9 @@ pub(crate) fn owner_words(words: &[u64]) -> Option<OwnerWords> {
         String::from_utf8(bytes).unwrap()
     };
     let numbers = words[OWNER_WORDS + 1..TEXTS].to_vec();
+    if words[46] == started_at {
+        assert_eq!(words[246], seeded(numbers.iter().copied(), started_at), "the check of the numbers");
+    }
     Some(OwnerWords { numbers, texts: vec![text(TEXTS), text(176), text(212)] })
 }
 

@@ -34,6 +34,7 @@ mod refusals;
 mod runs;
 mod runtimes;
 mod termination;
+mod tool_faults;
 mod tool_files;
 mod tool_fix;
 mod tool_forget;

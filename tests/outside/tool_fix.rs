@@ -660,12 +660,12 @@ fn one_bad_shard_is_named_and_stops_no_other() {
     );
 }
 
-fn make_pipe(path: &Path) {
+pub(crate) fn make_pipe(path: &Path) {
     assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
 }
 
 /// Runs the command, and fails if it waits for ever.
-fn ends(dir: &Path, words: &str) -> Ran {
+pub(crate) fn ends(dir: &Path, words: &str) -> Ran {
     use std::process::Stdio;
     let mut child =
         command(dir, words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -237,12 +237,59 @@ fn a_page_that_is_damaged_is_not_needed() {
             let page = fixture.shards()[0].join("status");
             fs::write(&page, vec![0; 4096]).unwrap();
             let (found, code) = status(&fixture.queue);
-            // What is in the journal is known to nobody else.
-            assert_eq!((state(&found), code, &found["queued_events"]), (("waiting", "no_owner"), Some(0), &3.into()));
+            let said = (state(&found), code, &found["queued_events"], &found["journal_events"]);
+            assert_eq!(said, (("waiting", "no_owner"), Some(0), &10.into(), &7.into()));
             fs::write(&page, "torn").unwrap();
-            assert_eq!(status(&fixture.queue).0["queued_events"], 3);
+            assert_eq!(status(&fixture.queue).0["queued_events"], 10);
         },
     );
+}
+
+#[test]
+fn no_byte_of_the_page_hides_events_that_wait() {
+    killed(
+        |place| capture_and_die(place, 3, 7),
+        |fixture| {
+            let [queue] = posthog::inspect::queues(&fixture.queue).unwrap().try_into().unwrap();
+            let page = queue.path().join("status");
+            let whole = fs::read(&page).unwrap();
+            let words = (0..50).chain([64]).chain(128..162).chain([246]);
+            for (word, byte, by) in words.flat_map(|word| [(word, 0, 1), (word, 0, 0x80), (word, 1, 0xFF)]) {
+                let mut changed = whole.clone();
+                changed[word * 8 + byte] ^= by;
+                fs::write(&page, changed).unwrap();
+                let found = queue.status().unwrap();
+                let what = format!("word {word}, byte {byte} ^ {by:#x}: {found:?}");
+                assert_eq!((found.queued_events, found.journal_events, found.accepted), (10, 7, 10), "{what}");
+                assert!(found.verdict().state != posthog::inspect::QueueState::Fine, "{what}");
+                assert!(!queue.is_known_empty() && queue.waiting() == 10, "{what}");
+            }
+        },
+    );
+}
+
+#[test]
+fn the_damaged_page_of_a_living_owner_is_not_believed() {
+    let fixture = Fixture::new();
+    fixture.sink.stop();
+    // Nothing happens by itself for as long as the test takes.
+    let client = Client::new(fixture.config().flush_interval(PATIENCE * 60).flush_at(1000)).unwrap();
+    eventually("the owner says how it is", || status(&fixture.queue).0["described_at_timestamp_seconds"].is_f64());
+    let page = fixture.shards()[0].join("status");
+    // Storage is closed, no events have been delivered, and as many were accepted.
+    for (word, by) in [(143, 3), (12, 1), (11, 1 << 5)] {
+        use std::os::unix::fs::FileExt;
+        let file = fs::File::options().read(true).write(true).open(&page).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, word * 8).unwrap();
+        file.write_all_at(&[byte[0] ^ by], word * 8).unwrap();
+        let (found, code) = status(&fixture.queue);
+        assert_eq!((state(&found), code), (("unknown", "page_damaged"), Some(2)), "word {word}: {found}");
+        file.write_all_at(&byte, word * 8).unwrap();
+        let (found, _) = status(&fixture.queue);
+        assert_eq!(state(&found), ("fine", ""), "word {word}: {found}");
+    }
+    take(&client, "goes on");
 }
 
 #[test]

@@ -16,11 +16,12 @@ use clap::Args;
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use posthog::inspect::InspectError;
 use serde::{Serialize, Serializer};
 use serde_json::ser::{CompactFormatter, Formatter};
 use terminal_size::{Height, Width, terminal_size_of};
 
-use crate::Failure;
+use crate::{Failure, quoted};
 
 /// The heading of the options of every command.
 const FOR_ALL: &str = "Options of all commands";
@@ -261,6 +262,9 @@ impl Output {
             source = cause.source();
         }
         self.note(&text);
+        if let Some(InspectError::Nameless { path }) = failure.downcast_ref() {
+            self.note(&format!("Run: posthog-queue repair --host URL --key KEY {}", quoted(path.as_os_str())));
+        }
     }
 
     /// Makes what was written visible now, as `--watch` needs it.

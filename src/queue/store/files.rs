@@ -13,6 +13,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::{Builder, Database};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::rows::{Ledger, Project};
 use crate::queue::error::StoreError;
@@ -45,6 +46,13 @@ pub(crate) struct StoreOptions {
     pub(crate) witness: Option<Ledger>,
 }
 
+/// Identifies the state of the store's file in `dir`, which each commit changes; never 0. `None` if it cannot be read.
+pub(crate) fn seal_of(disk: &Disk, dir: &Path) -> Option<u64> {
+    let mut header = [0; HEADER_BYTES];
+    disk.open(&dir.join(QUEUE), Open::ReadOnly).ok()?.read_exact_at(0, &mut header).ok()?;
+    Some(xxh3_64(&header).max(1))
+}
+
 impl StoreOptions {
     /// The options of the database.
     pub(super) fn builder(&self) -> Builder {
@@ -56,6 +64,8 @@ impl StoreOptions {
 
 pub(crate) const QUEUE: &str = "queue.redb";
 const READY: &str = "queue.redb.ready";
+/// The bytes at the beginning of the file that each commit changes: see the file format of redb.
+pub(crate) const HEADER_BYTES: usize = 320;
 pub(crate) const RESERVE: &str = "reserve";
 
 /// The directory of a store.

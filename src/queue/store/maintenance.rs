@@ -79,6 +79,11 @@ impl Store {
         self.registration.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
+    /// Identifies the state of the closed file: see [`seal_of`](super::seal_of). `None` if that is not possible.
+    pub(crate) fn seal(&self) -> Option<u64> {
+        self.place().and_then(|place| super::seal_of(&place.disk, &place.dir))
+    }
+
     /// Closes the file for good without another write to it, because it belongs to another process. Closing a database
     /// normally writes.
     pub(crate) fn give_up(&self) {

@@ -57,8 +57,10 @@ use files::{Registration, Reserve, StoreDir};
 use rows::State;
 
 #[cfg(feature = "inspect")]
+pub(crate) use files::HEADER_BYTES;
+#[cfg(feature = "inspect")]
 pub(crate) use files::QUEUE;
-pub(crate) use files::{RESERVE, StoreOptions};
+pub(crate) use files::{RESERVE, StoreOptions, seal_of};
 #[cfg(test)]
 pub(crate) use maintenance::COMPACT_FROM;
 pub(crate) use maintenance::is_worth_compacting;

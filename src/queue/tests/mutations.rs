@@ -158,3 +158,59 @@ fn after_any_damage_each_accepted_record_is_found_or_counted() {
         }
     }
 }
+
+/// A byte of each word that the queue reads, low and high ones in turn, and what it is changed by.
+fn changes_of_the_page() -> impl Iterator<Item = (usize, u8)> {
+    let changes = [(0, 0x01), (0, 0x80), (1, 0xFF), (5, 0x01), (7, 0x80)];
+    (0..49).flat_map(move |word| changes.map(|(byte, by)| (word * 8 + byte, by)))
+}
+
+fn with_page(root: &Path, place: usize, flipped: u8) -> tempfile::TempDir {
+    let copy = copy_of(root);
+    let path = first_shard(&copy.path().join("queue")).join("status");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[place] ^= flipped;
+    std::fs::write(&path, bytes).unwrap();
+    copy
+}
+
+#[test]
+fn no_byte_of_the_page_makes_an_event_lost() {
+    let disk = Machine::disk(7, true);
+    let killed = Specimen::make(true);
+    // The same queue, which an owner has opened and closed.
+    let closed = copy_of(killed.root.path());
+    open(&disk, &closed.path().join("queue")).queue.close();
+    let all: Vec<_> = killed.checkpointed.keys().chain(killed.waiting.keys()).copied().collect();
+    for (root, (place, flipped)) in
+        [killed.root.path(), closed.path()].into_iter().flat_map(|root| changes_of_the_page().map(move |of| (root, of)))
+    {
+        let copy = with_page(root, place, flipped);
+        let queue_dir = copy.path().join("queue");
+        let what = format!("word {}, byte {} ^ {flipped:#x}", place / 8, place % 8);
+        assert!(!is_known_empty(&disk, &first_shard(&queue_dir)), "{what}");
+        let Opened { queue, findings, .. } = open(&disk, &queue_dir);
+        let is_loss = |finding: &Finding| !matches!(finding, Finding::StoreVerified | Finding::DiedInTask);
+        assert!(!findings.iter().any(is_loss), "{what}: {findings:?}");
+        assert_eq!(queued(&queue).into_iter().map(|(seq, _)| seq).collect::<Vec<_>>(), all, "{what}");
+        let ledger = queue.ledger();
+        assert_eq!((ledger.accepted, ledger.delivered, ledger.dead_lettered), (TOTAL, 10, 5), "{what}");
+        assert_eq!((ledger.damaged, ledger.lost_unsynced, ledger.evicted), (0, 0, 0), "{what}");
+        // What was wrong is not handed on to the next owner.
+        let page = predecessor(&disk, queue.dir());
+        assert_eq!((page.is_damaged, page.accepted, page.ledger), (false, TOTAL, Some(ledger)), "{what}");
+        queue.close();
+    }
+}
+
+#[test]
+fn a_page_of_another_queue_does_not_make_this_one_empty() {
+    let disk = Machine::disk(7, true);
+    let (full, empty) = (Specimen::make(true), scratch());
+    let dirs = [&full.root, &empty].map(|root| root.path().join("queue"));
+    dirs.iter().for_each(|dir| open(&disk, dir).queue.close());
+    let [full, empty] = dirs.map(|dir| first_shard(&dir));
+    assert!(!is_known_empty(&disk, &full) && is_known_empty(&disk, &empty));
+    std::fs::copy(empty.join("status"), full.join("status")).unwrap();
+    assert!(!is_known_empty(&disk, &full), "it was closed with another store");
+}

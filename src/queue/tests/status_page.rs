@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::queue::run::task_id;
-use crate::queue::status_page::{DEATHS_MAX, Phase, Predecessor, STATUS_BYTES, StatusPage};
+use crate::queue::status_page::{DEATHS_MAX, Phase, Predecessor, STATUS_BYTES, StatusPage, Word};
 use crate::queue::store::Ledger;
 use crate::sys::disk::Disk;
 
@@ -20,7 +20,7 @@ fn the_next_owner_sees_the_counters_and_the_end_of_the_last() {
         let ledger = Ledger { accepted: 9, delivered: 4, queued_events: 5, queued_bytes: 500, ..Ledger::default() };
         page.mirror(&ledger, 3, None, 8);
         page.took(12);
-        page.mark_clean_exit();
+        page.mark_clean_exit(None);
         let (_, seen) = take_over(dir.path(), map);
         assert!(seen.existed && seen.clean && seen.same_boot && !seen.died_in_store);
         assert_eq!((seen.accepted, seen.epoch, seen.ledger), (12, 3, Some(ledger)));
@@ -41,6 +41,54 @@ fn deaths_while_opening_add_up_until_the_store_opens() {
     std::mem::forget(page.enter(Phase::Store));
     let (_, before) = take_over(dir.path(), true);
     assert!(before.died_in_store && before.deaths_opening == 0);
+}
+
+#[test]
+fn a_page_whose_owner_died_between_two_words_is_not_believed() {
+    let ledger = Ledger { accepted: 9, delivered: 4, queued_events: 5, queued_bytes: 500, ..Ledger::default() };
+    for map in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let (page, _) = take_over(dir.path(), map);
+        page.mirror(&ledger, 3, Some(5), 8);
+        page.set(Word::Delivered, 5);
+        page.publish();
+        let (page, seen) = take_over(dir.path(), map);
+        assert_eq!((seen.is_damaged, seen.ledger, seen.epoch, seen.oldest_at), (true, None, 0, None));
+        assert_eq!(seen.accepted, 9, "it has a check of its own");
+        page.publish();
+        let (_, seen) = take_over(dir.path(), map);
+        assert_eq!((seen.is_damaged, seen.ledger), (false, Some(Ledger::default())), "what was wrong is gone");
+    }
+}
+
+#[test]
+fn the_count_that_an_owner_died_in_is_the_smaller_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (page, _) = take_over(dir.path(), true);
+    page.took(12);
+    page.set(Word::Accepted, 13);
+    let seen = StatusPage::peek(&Disk::default(), dir.path()).unwrap();
+    assert_eq!((seen.is_damaged, seen.accepted), (false, 12), "the record is in the journal, if it is anywhere");
+    page.set(Word::Accepted, 14);
+    let seen = StatusPage::peek(&Disk::default(), dir.path()).unwrap();
+    assert_eq!((seen.is_damaged, seen.accepted), (true, 12));
+}
+
+#[test]
+fn a_page_of_an_older_library_is_believed_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger { accepted: 9, delivered: 4, queued_events: 5, queued_bytes: 500, ..Ledger::default() };
+    for (kept, clean) in [(0, 0), (0, 1), (3, 0), (3, 1)] {
+        let (page, _) = take_over(dir.path(), true);
+        page.mirror(&ledger, 3, None, 8);
+        // Such an owner leaves the words of the check as it finds them.
+        page.set(Word::CheckKept, kept);
+        page.set(Word::Accepted, 12);
+        page.set(Word::CleanExit, clean);
+        let seen = StatusPage::peek(&Disk::default(), dir.path()).unwrap();
+        assert_eq!((seen.is_damaged, seen.accepted, seen.ledger), (false, 12, Some(ledger)));
+        assert_eq!((seen.clean, seen.closed_store), (clean == 1, None));
+    }
 }
 
 #[test]
@@ -145,10 +193,23 @@ fn an_owner_that_exits_in_a_task_did_not_die_of_it() {
         let (page, _) = take_over(dir.path(), true);
         page.mark_task(Some(1));
         if close {
-            page.mark_clean_exit()
+            page.mark_clean_exit(None)
         } else {
             page.mark_exit(Some(0))
         }
         assert!(take_over(dir.path(), true).1.died_in_task.is_none());
     }
+}
+
+#[test]
+fn a_count_copied_before_its_inverted_form_is_written_as_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (page, _) = take_over(dir.path(), false);
+    page.took(9);
+    let word = |bytes: &[u8], word: Word| u64::from_le_bytes(*bytes[word as usize * 8..].first_chunk().unwrap());
+    let mut copied = std::fs::read(dir.path().join("status")).unwrap();
+    // Meanwhile a thread has appended two records.
+    copied[Word::Accepted as usize * 8] = 7;
+    let written = page.settled(copied);
+    assert_eq!((word(&written, Word::Accepted), word(&written, Word::CleanExit)), (7, !7));
 }

@@ -301,7 +301,10 @@ fn drain(queues: &[&QueueDir], args: &Args, until: &Until, output: &Output) -> R
             return Ok(drained);
         }
         let settings = Config::new("").with_env().historical_migration(args.historical);
-        let drain = Drain::begin(queue, settings)?;
+        let drain = match (&args.host, &args.key) {
+            (Some(host), Some(key)) => Drain::begin_for(queue, key, host, settings)?,
+            _ => Drain::begin(queue, settings)?,
+        };
         let first = drain.progress()?;
         let bar = output.progress("Delivering", first.delivered + first.remaining, Unit::Events);
         drained.ended = deliver(&drain, until, args.timeout.is_some(), &bar)?;

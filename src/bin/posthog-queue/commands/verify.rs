@@ -80,7 +80,11 @@ pub(super) fn print(verification: &Verification, output: &mut Output) -> Result<
     }
     if is_damaged && !verification.is_import {
         output.line("  To save what can be read (the next start of the program does the same):")?;
-        output.command(&format!("repair {}", crate::quoted(verification.queue.as_os_str())))?;
+        let project = if verification.needs_project { "--host URL --key KEY " } else { "" };
+        output.command(&format!("repair {project}{}", crate::quoted(verification.queue.as_os_str())))?;
+        if verification.needs_project {
+            output.line("  Nothing says any more whose events these are: URL and KEY are those of the program.")?;
+        }
     }
     if !verification.problems.is_empty() {
         output.line("")?;
