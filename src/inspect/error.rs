@@ -20,6 +20,17 @@ pub enum InspectError {
         /// The path.
         path: PathBuf,
     },
+    /// There is no queue yet, but one that an import fills or has left unfinished.
+    #[error(
+        "{path:?} contains no queue yet, but an import that is not finished ({}): nothing of it is sent before it is; wait while it runs, otherwise repeat the same import, which goes on (--restart begins anew)",
+        import.display()
+    )]
+    UnfinishedImport {
+        /// The path that was given.
+        path: PathBuf,
+        /// The queue that the import fills.
+        import: PathBuf,
+    },
     /// The files belong to another user.
     #[error("{path:?} may not be read or written by this user; run the command as {}", or_root(user))]
     Permission {

@@ -10,32 +10,35 @@
 //! would not be what the file says. That is exact wherever the process was killed: a record is in the queue or not.
 //! A marker in the store would be behind the journal, and what is between them would be imported twice; and one beside
 //! the shards of a daemon would not know which of its events the daemon has appended or sent since. If a power cut cost
-//! records that were not synced, the unpublished queue is removed and filled anew: nothing of it was sent.
+//! records that were not synced, or anything in it was damaged, the unpublished queue is removed and filled anew: nothing of
+//! it was sent. One that was complete is published all the same, with what can be read of it.
 //!
 //! **After the file is complete**, its hash is noted in the file `imported` beside the shards, then the queue is
 //! published. Whoever imports the same content again finds the hash and imports nothing, also if the process was killed
-//! before it could say that it had ended.
+//! before it could say that it had ended. Where that is not certain, because one of the two was damaged, the content is
+//! imported once more: the events keep their uuids, of which PostHog keeps one.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
-use std::io::{BufRead, Read};
+use std::io::{self, BufRead, Read};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use super::error::InspectError;
-use super::incoming::{self, DerivedUuids, Terms};
+use super::incoming::{self, Seen, Terms};
 use super::places::UNPUBLISHED;
 use super::places::lossy_option;
 use super::staging::{Filling, Group};
 use crate::event::Record;
-use crate::queue;
-use crate::queue::frame;
-use crate::queue::store::ChunkKey;
+use crate::queue::store::{self, ChunkKey};
+use crate::queue::{self, Claim, Finding, frame};
 use crate::record::{Flags, Head};
 use crate::sys::clock::Clock;
 use crate::sys::disk::{Disk, Open};
+use crate::sys::wording;
 
 /// The longest line: PostHog takes requests of 20 MiB, so a longer one is no batch that was ever sent.
 const LINE_BYTES: usize = 20 * 1024 * 1024;
@@ -43,6 +46,10 @@ const LINE_BYTES: usize = 20 * 1024 * 1024;
 const COMPLETED: &str = "imported";
 /// The number of hashes that are kept.
 const COMPLETED_KEPT: usize = 1000;
+/// The most bytes that are read of it: more than it ever has.
+const COMPLETED_BYTES: u64 = 1024 * 1024;
+/// How the names of damaged ones begin that were set aside.
+const COMPLETED_DAMAGED: &str = "imported.damaged-";
 /// The name in the store's metadata under which a complete queue has its hash.
 const COMPLETE: &str = "import";
 
@@ -62,7 +69,8 @@ pub struct ImportOptions {
     pub skip_bad: bool,
     /// Imports content that was imported before.
     pub again: bool,
-    /// Removes what an unfinished import has stored: of another file, or of this one before it was changed.
+    /// Removes what an unfinished import has stored: of another file, of this one before it was changed, or damaged. An
+    /// import that was complete, and was killed before it could publish its queue, is published and not removed.
     pub restart: bool,
 }
 
@@ -105,6 +113,10 @@ pub struct Imported {
     pub bad_lines: u64,
     /// Whether the same content was imported before. Then nothing was done.
     pub was_imported: bool,
+    /// Fields of events and batches that have no place in the queue and were left out, each with how often it was met.
+    pub left_out: BTreeMap<String, u64>,
+    /// What was found to be damaged, and what that means for the events, in plain words.
+    pub notes: Vec<String>,
     /// The queue; `None` if the file contains no event, or was imported before.
     #[serde(serialize_with = "lossy_option")]
     pub queue: Option<PathBuf>,
@@ -120,7 +132,8 @@ pub struct Imported {
 /// gets the number of events imported so far, `bad` each line that is passed over.
 ///
 /// Fails at the first line that is no event unless [`ImportOptions::skip_bad`] is set ([`InspectError::Input`]); what was
-/// read before it is kept for the next attempt, with a corrected file or with that option.
+/// read before it is kept for the next attempt, with a corrected file or with that option. The same holds for the place
+/// from which on a compressed file cannot be read.
 pub fn import(
     input: &mut dyn BufRead,
     options: &ImportOptions,
@@ -130,15 +143,27 @@ pub fn import(
     let group = Group::of(&options.api_key, &options.host, &options.queue_dir, &options.lane)?;
     let disk = Disk::default();
     group.prepare(&disk)?;
-    let mut import = Import::begin(&disk, &group, options)?;
+    let unpublished = group.dir.join(UNPUBLISHED);
+    import_into(&disk, &group, input, options, progress, bad).map_err(|error| advised(error, &unpublished))
+}
+
+fn import_into(
+    disk: &Disk,
+    group: &Group,
+    input: &mut dyn BufRead,
+    options: &ImportOptions,
+    progress: &mut dyn FnMut(u64),
+    bad: &mut dyn FnMut(&BadLine),
+) -> Result<Imported, InspectError> {
+    let mut import = Import::begin(disk, group, options)?;
     let mut lines = Lines::of(input);
     while let Some(line) = lines.next()? {
         let number = line.number;
-        match line.text.and_then(|text| elements_of(text, import.terms)) {
+        match line.text.and_then(|text| incoming::events_of(text, &mut import.seen, import.terms)) {
             Err(why) => import.pass_over(BadLine { line: number, element: None, why }, bad)?,
-            Ok(elements) => {
-                for (element, text) in elements {
-                    match incoming::record_of(text, &mut import.uuids, import.terms) {
+            Ok(events) => {
+                for (element, event) in events {
+                    match incoming::record_of(event, &mut import.seen, import.terms) {
                         Ok(record) => import.take(record, number)?,
                         Err(why) => import.pass_over(BadLine { line: number, element, why }, bad)?,
                     }
@@ -147,17 +172,33 @@ pub fn import(
         }
         progress(import.events);
     }
+    if let Some(why) = &lines.cut_off {
+        import.pass_over_the_rest(lines.number, why)?;
+    }
     import.end(&hex(&lines.hash.finalize()))
 }
 
-/// The events of a line: those of a batch with their numbers, or one.
-fn elements_of<'a>(text: &'a str, terms: Terms<'_>) -> Result<Vec<(Option<u64>, &'a str)>, String> {
-    // An event may have a property of that name, but not at the top.
-    let batch = if text.contains("\"batch\"") { incoming::batch_of(text, terms)? } else { None };
-    Ok(match batch {
-        None => vec![(None, text)],
-        Some(batch) => batch.into_iter().zip(1..).map(|(element, at)| (Some(at), element.get())).collect(),
-    })
+/// The failure with what helps, where it may come from what an earlier attempt has left.
+fn advised(error: InspectError, unpublished: &Path) -> InspectError {
+    let is_there = |path: &Path| path.starts_with(unpublished);
+    let (path, why) = match &error {
+        InspectError::Io { path, source } if is_there(path) && is_of_content(source) => (path, source.to_string()),
+        InspectError::Queue { path, why } if is_there(path) && !why.contains("--restart") => (path, why.clone()),
+        _ => return error,
+    };
+    let why = format!(
+        "{why}; if this repeats, restart (--restart): that removes what an unfinished import has stored, of which nothing \
+         was sent, and imports the file from its beginning"
+    );
+    InspectError::Queue { path: path.clone(), why }
+}
+
+/// Whether the failure lies in what is there, and not in what the system can do now.
+fn is_of_content(error: &io::Error) -> bool {
+    use io::ErrorKind::{OutOfMemory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let kinds = [OutOfMemory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull];
+    let codes = [nix::libc::EMFILE, nix::libc::ENFILE].map(Some);
+    !kinds.contains(&error.kind()) && !codes.contains(&error.raw_os_error())
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -173,25 +214,42 @@ struct Import<'a> {
     /// What an earlier attempt has stored.
     stored: Stored,
     terms: Terms<'a>,
-    uuids: DerivedUuids,
+    seen: Seen,
     events: u64,
     resumed: u64,
     bad_lines: u64,
+    notes: Vec<String>,
+    /// Whether a complete import may be noted whose events are not all there.
+    is_doubtful: bool,
 }
 
 impl<'a> Import<'a> {
     fn begin(disk: &'a Disk, group: &'a Group, options: &'a ImportOptions) -> Result<Self, InspectError> {
-        let mut filling = open(disk, group)?;
-        if let Some(hash) = filling.queue().meta(COMPLETE) {
+        let mut notes = Vec::new();
+        let (mut filling, complete) = open_or_restart(disk, group, options, &mut notes)?;
+        let is_whole = |filling: &Filling| {
+            let ledger = filling.queue().ledger();
+            ledger.queued_events == ledger.accepted && !is_salvaged(filling)
+        };
+        if let Some(hash) = complete {
             // All of it was read; only the last step is missing.
-            note_completed(disk, group, &String::from_utf8_lossy(&hash))?;
+            let is_whole = is_whole(&filling);
+            if is_whole {
+                note_completed(disk, group, &String::from_utf8_lossy(&hash))?;
+            }
             filling.close();
-            publish(disk, group)?;
+            let shard = publish(disk, group)?;
+            if !is_whole {
+                notes.push(published_in_part(&shard, "it was damaged, and what could be read of it was saved"));
+            }
             filling = open(disk, group)?;
         }
-        let ledger = filling.queue().ledger();
-        let is_whole = ledger.queued_events == ledger.accepted;
-        if !is_whole || options.restart {
+        let is_salvaged = is_salvaged(&filling);
+        if is_salvaged && !options.restart {
+            notes.push(BEGUN_ANEW.to_owned());
+        }
+        let is_doubtful = is_salvaged || !notes.is_empty();
+        if !is_whole(&filling) || options.restart {
             filling = anew(disk, group, filling)?;
         }
         let stored = Stored { left: filling.queue().ledger().queued_events, after: None, bodies: VecDeque::new() };
@@ -200,8 +258,8 @@ impl<'a> Import<'a> {
             max_event_bytes: group.max_event_bytes(),
             now: Clock::default().wall_nanos(),
         };
-        let uuids = DerivedUuids::default();
-        Ok(Self { disk, group, options, filling, stored, terms, uuids, events: 0, resumed: 0, bad_lines: 0 })
+        let (events, resumed, bad_lines, seen) = (0, 0, 0, Seen::default());
+        Ok(Self { disk, group, options, filling, stored, terms, seen, events, resumed, bad_lines, notes, is_doubtful })
     }
 
     fn take(&mut self, record: Record, line: u64) -> Result<(), InspectError> {
@@ -228,19 +286,44 @@ impl<'a> Import<'a> {
         Ok(())
     }
 
+    /// Says that the file cannot be read beyond the line of this number; fails unless such places are to be passed over.
+    fn pass_over_the_rest(&mut self, line: u64, why: &str) -> Result<(), InspectError> {
+        if !self.options.skip_bad {
+            let why = format!("the file is incomplete or damaged and cannot be read from here on ({why})");
+            return Err(self.stopped_at(&BadLine { line: line + 1, element: None, why }));
+        }
+        self.notes.push(format!(
+            "the file is incomplete or damaged and could not be read beyond line {line} ({why}): what follows is missing; \
+             what is before it was imported. If there is a whole file, import that too: the events keep their uuids, of \
+             which PostHog keeps one"
+        ));
+        Ok(())
+    }
+
     fn end(mut self, hash: &str) -> Result<Imported, InspectError> {
         if self.stored.next(&self.filling)?.is_some() {
             return Err(self.is_another("this one ends before the events that are there"));
         }
-        let done = |queue, was_imported| Imported {
+        let known = completed(self.disk, self.group);
+        let is_known = known.hashes.iter().any(|one| one == hash) && !self.is_doubtful && !self.options.again;
+        let was_imported = is_known && self.events > 0;
+        if let Some(damage) = known.damage.filter(|_| !is_known && !self.options.again && self.events > 0) {
+            self.notes.push(format!(
+                "the record of finished imports is damaged ({damage}), so it is not known whether this content was imported \
+                 before; it was imported now, with the same uuids, of which PostHog keeps one. This is said until the \
+                 damaged record is removed"
+            ));
+        }
+        let done = Imported {
             events: if was_imported { 0 } else { self.events },
             resumed: self.resumed,
             bad_lines: self.bad_lines,
             was_imported,
-            queue,
+            left_out: self.seen.left_out(),
+            notes: self.notes,
+            queue: None,
         };
-        if self.events == 0 || (!self.options.again && completed(self.disk, self.group).iter().any(|one| one == hash)) {
-            let done = done(None, self.events > 0);
+        if self.events == 0 || was_imported {
             let dir = self.filling.dir().to_path_buf();
             remove(&dir)?;
             self.filling.close();
@@ -250,7 +333,6 @@ impl<'a> Import<'a> {
         let failed = |error| InspectError::queue(self.filling.dir(), error);
         self.filling.queue().put_meta(COMPLETE, Some(hash.as_bytes())).map_err(failed)?;
         note_completed(self.disk, self.group, hash)?;
-        let done = done(None, false);
         self.filling.close();
         Ok(Imported { queue: Some(publish(self.disk, self.group)?), ..done })
     }
@@ -287,13 +369,78 @@ impl<'a> Import<'a> {
     }
 }
 
-fn open(disk: &Disk, group: &Group) -> Result<Filling, InspectError> {
+const BEGUN_ANEW: &str = "what an unfinished import had stored was damaged and was removed; nothing of it was sent, and the \
+                          file was imported from its beginning";
+
+fn published_in_part(shard: &Path, why: &str) -> String {
+    format!(
+        "an earlier import was complete and not published yet; its queue is {} now: {why}. If events of it are missing, \
+         import its file once more (--again)",
+        shard.display()
+    )
+}
+
+fn claim(disk: &Disk, group: &Group) -> Result<Claim, InspectError> {
     let claimed = queue::claim_unpublished(disk, &group.dir, UNPUBLISHED);
     let claim = claimed.map_err(|error| InspectError::queue(&group.dir, error))?;
-    let claim = claim.ok_or_else(|| {
+    claim.ok_or_else(|| {
         InspectError::Input(format!("another import into {:?} is running; wait until it has ended", group.dir))
-    })?;
-    Filling::open(disk, group, claim)
+    })
+}
+
+fn open(disk: &Disk, group: &Group) -> Result<Filling, InspectError> {
+    Filling::open(disk, group, claim(disk, group)?)
+}
+
+/// Whether something in the queue was damaged, and replaced when it was opened.
+fn is_salvaged(filling: &Filling) -> bool {
+    filling.findings().iter().any(|found| matches!(found, Finding::Salvaged { .. }))
+}
+
+/// Opens the unpublished queue; with the hash of its file if it is complete. If it cannot be opened, a complete one is
+/// published as it is, for `repair` or the next start of a program to save what is in it; any other is removed if a
+/// restart is asked for.
+fn open_or_restart(
+    disk: &Disk,
+    group: &Group,
+    options: &ImportOptions,
+    notes: &mut Vec<String>,
+) -> Result<(Filling, Option<Vec<u8>>), InspectError> {
+    let dir = group.dir.join(UNPUBLISHED);
+    let claimed = claim(disk, group);
+    // Before it is opened: what is salvaged then does not have it any more.
+    let complete = match &claimed {
+        Err(InspectError::Input(_)) => None,
+        _ => store::meta_of(disk, &dir, COMPLETE),
+    };
+    let error = match claimed.and_then(|claim| Filling::open(disk, group, claim)) {
+        Ok(filling) => return Ok((filling, complete)),
+        Err(InspectError::Input(why)) => return Err(InspectError::Input(why)),
+        Err(InspectError::Io { path, source }) if !is_of_content(&source) => {
+            return Err(InspectError::Io { path, source });
+        }
+        Err(error) => error,
+    };
+    if complete.is_some() {
+        let shard = publish(disk, group)?;
+        notes.push(published_in_part(&shard, &format!("it could not be opened ({error}); repair it")));
+        return Ok((open(disk, group)?, None));
+    }
+    if !options.restart {
+        return Err(error);
+    }
+    // No process has the lock of what is no directory, or whose lock is no file.
+    let is_dir = fs::symlink_metadata(&dir).is_ok_and(|found| found.is_dir());
+    if !is_dir {
+        take_away(&dir)?;
+    } else if fs::symlink_metadata(dir.join("lock")).is_ok_and(|found| !found.is_file()) {
+        take_away(&dir.join("lock"))?;
+    }
+    let claim = claim(disk, group)?;
+    remove(&dir)?;
+    drop(claim);
+    notes.push(BEGUN_ANEW.to_owned());
+    Ok((open(disk, group)?, None))
 }
 
 /// Removes the content, under the lock, and opens an empty queue.
@@ -303,13 +450,24 @@ fn anew(disk: &Disk, group: &Group, filling: Filling) -> Result<Filling, Inspect
     open(disk, group)
 }
 
+/// Removes a queue, whatever is in it.
 fn remove(dir: &Path) -> Result<(), InspectError> {
     // The lock last: whoever finds it gone makes a new one.
     let entries = fs::read_dir(dir).map_err(|source| InspectError::io(dir, source))?;
     for entry in entries.flatten().filter(|entry| entry.file_name() != "lock") {
-        fs::remove_file(entry.path()).map_err(|source| InspectError::io(&entry.path(), source))?;
+        take_away(&entry.path())?;
     }
     fs::remove_dir_all(dir).map_err(|source| InspectError::io(dir, source))
+}
+
+/// Removes a file, or a directory with all that is in it. Links are not followed.
+fn take_away(path: &Path) -> Result<(), InspectError> {
+    let is_dir = fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
+    let removed = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    removed.or_else(|source| match source.kind() {
+        io::ErrorKind::NotFound => Ok(()),
+        _ => Err(InspectError::io(path, source)),
+    })
 }
 
 fn publish(disk: &Disk, group: &Group) -> Result<PathBuf, InspectError> {
@@ -359,24 +517,50 @@ struct Completed {
     sha256: String,
 }
 
-/// The hashes of the imports that were completed. A file that cannot be read has none.
-fn completed(disk: &Disk, group: &Group) -> Vec<String> {
-    let read = || -> std::io::Result<String> {
-        let file = disk.open(&group.dir.join(COMPLETED), Open::ReadOnly)?;
-        let mut bytes = vec![0; usize::try_from(file.len()?.min(1024 * 1024)).unwrap_or(0)];
-        file.read_exact_at(0, &mut bytes)?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
-    };
-    let text = read().unwrap_or_default();
-    text.lines().filter_map(|line| serde_json::from_str(line).ok().map(|line: Completed| line.sha256)).collect()
+/// The record of the imports that were completed.
+#[derive(Debug, Default)]
+struct Completions {
+    hashes: Vec<String>,
+    /// Why it may not be all of them: this file is damaged, or one that was set aside.
+    damage: Option<String>,
+    /// Whether the file itself is damaged.
+    is_damaged: bool,
 }
 
-/// Adds a hash, durably.
+fn completed(disk: &Disk, group: &Group) -> Completions {
+    let path = group.dir.join(COMPLETED);
+    let mut record = Completions::default();
+    match disk.read(&path, COMPLETED_BYTES) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => record.damage = Some(format!("{}: {error}", path.display())),
+        Ok(bytes) => {
+            let mut bad = 0;
+            for line in String::from_utf8_lossy(&bytes).lines() {
+                match serde_json::from_str::<Completed>(line) {
+                    Ok(line) if line.sha256.len() == 64 => record.hashes.push(line.sha256),
+                    _ => bad += 1,
+                }
+            }
+            record.damage =
+                (bad > 0).then(|| format!("{}: {}", path.display(), wording::count(bad, "unreadable line")));
+        }
+    }
+    record.is_damaged = record.damage.is_some();
+    if record.damage.is_none() {
+        let names = disk.list(&group.dir).unwrap_or_default();
+        let aside = names.iter().find(|name| name.starts_with(COMPLETED_DAMAGED));
+        record.damage = aside.map(|name| group.dir.join(name).display().to_string());
+    }
+    record
+}
+
+/// Adds a hash, durably. A damaged record is set aside.
 fn note_completed(disk: &Disk, group: &Group, hash: &str) -> Result<(), InspectError> {
-    let mut hashes = completed(disk, group);
-    if hashes.iter().any(|one| one == hash) {
+    let Completions { mut hashes, is_damaged, .. } = completed(disk, group);
+    if !is_damaged && hashes.iter().any(|one| one == hash) {
         return Ok(());
     }
+    hashes.retain(|one| one != hash);
     hashes.push(hash.to_owned());
     let from = hashes.len().saturating_sub(COMPLETED_KEPT);
     let mut text = String::new();
@@ -385,11 +569,14 @@ fn note_completed(disk: &Disk, group: &Group, hash: &str) -> Result<(), InspectE
         text.push('\n');
     }
     let (path, unfinished) = (group.dir.join(COMPLETED), group.dir.join(format!("{COMPLETED}.new")));
+    take_away(&unfinished)?;
     let write = || {
-        disk.remove_file(&unfinished)?;
         let file = disk.open(&unfinished, Open::CreateNew)?;
         file.write_all_at(0, text.as_bytes())?;
         file.sync_data()?;
+        if is_damaged {
+            disk.rename(&path, &group.dir.join(format!("{COMPLETED_DAMAGED}{}", Uuid::now_v7().simple())))?;
+        }
         disk.rename(&unfinished, &path)?;
         disk.sync_dir(&group.dir)
     };
@@ -409,6 +596,8 @@ struct Lines<'a> {
     ahead: (Vec<u8>, usize),
     /// Whether a line that is not empty was found.
     has_begun: bool,
+    /// Why no more can be read although the file does not end there: it is compressed, and incomplete or damaged.
+    cut_off: Option<String>,
     /// Of everything that was read.
     hash: Sha256,
 }
@@ -422,7 +611,7 @@ struct Line<'a> {
 impl<'a> Lines<'a> {
     fn of(input: &'a mut dyn BufRead) -> Self {
         let (buffer, ahead) = (Vec::new(), (Vec::new(), 0));
-        Self { input, number: 0, buffer, ahead, has_begun: false, hash: Sha256::new() }
+        Self { input, number: 0, buffer, ahead, has_begun: false, cut_off: None, hash: Sha256::new() }
     }
 
     fn next(&mut self) -> Result<Option<Line<'_>>, InspectError> {
@@ -450,6 +639,13 @@ impl<'a> Lines<'a> {
             self.join()?;
         }
         let text = std::str::from_utf8(self.buffer.trim_ascii()).map_err(|_| "it is not UTF-8".to_owned());
+        let text = match &self.cut_off {
+            // The rest of the file is missing, and with it the end of this line.
+            Some(why) if !self.buffer.ends_with(b"\n") && !text.as_deref().is_ok_and(incoming::is_object) => {
+                Err(format!("the file is incomplete or damaged and cannot be read further ({why})"))
+            }
+            _ => text,
+        };
         Ok(Some(Line { number: self.number, text }))
     }
 
@@ -485,13 +681,17 @@ impl<'a> Lines<'a> {
             // The rest of the line is in the file.
         }
         let read_from = self.buffer.len();
-        let most = (LINE_BYTES + 1).saturating_sub(read_from) as u64;
-        let read = Read::take(&mut *self.input, most).read_until(b'\n', &mut self.buffer);
-        read.map_err(|source| {
-            InspectError::Input(format!(
-                "the file could not be read: {source}; what was read before is kept and not sent yet"
-            ))
-        })?;
+        let most = if self.cut_off.is_none() { (LINE_BYTES + 1).saturating_sub(read_from) as u64 } else { 0 };
+        match Read::take(&mut *self.input, most).read_until(b'\n', &mut self.buffer) {
+            Ok(_) => {}
+            // The decoder's words. What it gave before stands.
+            Err(source) if source.raw_os_error().is_none() => self.cut_off = Some(source.to_string()),
+            Err(source) => {
+                return Err(InspectError::Input(format!(
+                    "the file could not be read: {source}; what was read before is kept and not sent yet"
+                )));
+            }
+        }
         self.hash.update(self.buffer.get(read_from..).unwrap_or_default());
         Ok(self.buffer.len() > from)
     }
@@ -546,5 +746,38 @@ mod tests {
         // The line in which it ends may be too long itself.
         let content = format!("{{\"a\":\n{}\n{{}}\n", "x".repeat(2 * LINE_BYTES));
         assert_eq!(lines_of(&content), [(1, Some(5)), (2, None), (3, Some(2))]);
+    }
+
+    /// A decoder that meets its end too early.
+    struct Cut<'a>(&'a [u8]);
+
+    impl Read for Cut<'_> {
+        fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+            match self.0.read(out)? {
+                0 => Err(io::ErrorKind::UnexpectedEof.into()),
+                read => Ok(read),
+            }
+        }
+    }
+
+    #[test]
+    fn lines_end_where_the_file_cannot_be_read_any_further() {
+        for (content, expected) in [
+            ("{\"a\":1}\n{\"b\":", vec![Ok(7), Err(())]),
+            ("{\"a\":1}\n{\"b\":2}", vec![Ok(7), Ok(7)]),
+            ("{\"a\":1}\n", vec![Ok(7)]),
+            ("{\"a\":", vec![Err(())]),
+            ("{\n\"a\":", vec![Ok(1), Err(())]),
+            ("", vec![]),
+        ] {
+            let mut input = io::BufReader::with_capacity(3, Cut(content.as_bytes()));
+            let mut lines = Lines::of(&mut input);
+            let mut found = Vec::new();
+            while let Some(line) = lines.next().unwrap() {
+                found.push(line.text.map(str::len).map_err(|why| assert!(why.contains("incomplete"), "{why}")));
+            }
+            assert_eq!(found, expected, "{content:?}");
+            assert!(lines.cut_off.is_some() && lines.next().unwrap().is_none());
+        }
     }
 }

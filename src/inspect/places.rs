@@ -51,11 +51,16 @@ pub struct Owner {
 /// The queues below `dir`, which is a queue directory ([`Config::queue_dir`]), the directory of a project in it, or that of
 /// one queue. Sorted by project, lane and number. Directories that do not belong to the library are skipped.
 ///
-/// Fails if `dir` cannot be read or contains no queue.
+/// Fails if `dir` cannot be read or contains no queue: with [`InspectError::UnfinishedImport`] if there is only one that an
+/// import fills or has left.
 pub fn queues(dir: &Path) -> Result<Vec<QueueDir>, InspectError> {
-    let (dir, mut found) = find(dir)?;
-    found.retain(|queue| !queue.is_import);
-    if found.is_empty() { Err(InspectError::NotAQueue { path: dir }) } else { Ok(found) }
+    let (path, found) = find(dir)?;
+    let (imports, queues): (Vec<_>, Vec<_>) = found.into_iter().partition(|queue| queue.is_import);
+    match imports.into_iter().next() {
+        _ if !queues.is_empty() => Ok(queues),
+        Some(import) => Err(InspectError::UnfinishedImport { path, import: import.path }),
+        None => Err(InspectError::NotAQueue { path }),
+    }
 }
 
 /// The queues below `dir`, as [`queues`] finds them, and behind those of a lane the queue of an import that is under way or
@@ -194,8 +199,8 @@ impl QueueDir {
     /// What an operator has to know of the queue that an import has left.
     pub(super) fn why_unfinished(&self) -> String {
         format!(
-            "an import into it was not finished, so nothing of it is sent; repeat the same import, which goes on, or remove \
-             {} to give it up",
+            "an import into it was not finished, so nothing of it is sent; repeat the same import, which goes on (or \
+             begins anew with --restart), or remove {} to give it up",
             self.path.display()
         )
     }

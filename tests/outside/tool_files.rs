@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
-use nix::unistd::mkfifo;
+use nix::unistd::{Pid, mkfifo};
 use serde_json::{Value, json};
 
-use crate::fixture::{Fixture, KEY};
+use crate::fixture::{Fixture, KEY, eventually};
 use crate::tool_move::{
     OTHER_KEY, command, content, must, nth, objects, run, text, until_it_ends_with, uuids, write_events,
 };
@@ -252,6 +253,35 @@ fn an_unfinished_file_is_new_private_and_removed_on_failure() {
 }
 
 #[test]
+fn a_file_that_is_asked_to_end_leaves_no_unfinished_one() {
+    let fixture = Fixture::new();
+    filled(&fixture, 2_000);
+    let (folder, dir) = (fixture.folder().join("out"), text(&fixture.queue));
+    fs::create_dir(&folder).unwrap();
+    let (out, prom) = (folder.join("out.jsonl"), folder.join("out.prom"));
+    let whole = must(0, &["export", "-", dir]);
+    let commands =
+        [(10, vec!["export", text(&out), dir, "--yes"]), (40, vec!["metrics", "--output", text(&prom), dir])];
+    for (rounds, args) in commands {
+        // Some runs are met in the middle of the file; whatever a run does when it is asked, the same holds.
+        for _ in 0..rounds {
+            let mut child = command(&args).spawn().unwrap();
+            let is_begun = || names(&folder).iter().any(|name| name.ends_with(".part"));
+            while !is_begun() && child.try_wait().unwrap().is_none() {}
+            if child.try_wait().unwrap().is_none() {
+                kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+            }
+            let ended = child.wait_with_output().unwrap();
+            let error = String::from_utf8_lossy(&ended.stderr);
+            assert!(ended.status.success() || error.contains("stopped by a signal"), "{:?}: {error}", ended.status);
+            let left = names(&folder);
+            assert!(left.iter().all(|name| ["out.jsonl", "out.prom"].contains(&name.as_str())), "{args:?}: {left:?}");
+        }
+    }
+    assert!(!out.exists() || fs::read_to_string(&out).unwrap() == whole);
+}
+
+#[test]
 fn output_that_nobody_reads_is_seen_in_the_exit_status() {
     let fixture = Fixture::new();
     filled(&fixture, 300);
@@ -394,4 +424,261 @@ fn a_drain_waits_for_queues_whose_pages_are_missing() {
     shards.iter().for_each(|shard| fs::remove_file(shard.join("status")).unwrap());
     let said = must(0, &["drain", text(&fixture.queue)]);
     assert_eq!(fixture.sink.unique().len(), 21, "{said}");
+}
+
+/// A file of eleven events, of which an import has taken ten because it met something else behind them. Returns the
+/// directory that it fills.
+fn unfinished(fixture: &Fixture, file: &Path, dir: &Path) -> PathBuf {
+    write_events(file, 11);
+    let good = fs::read_to_string(file).unwrap();
+    let ten: Vec<_> = good.lines().take(10).collect();
+    fs::write(file, format!("{}\nno event\n", ten.join("\n"))).unwrap();
+    must(2, &import_args(fixture, file, dir));
+    fs::write(file, good).unwrap();
+    project_in(dir).join("importing")
+}
+
+/// The directory of the only project.
+fn project_in(dir: &Path) -> PathBuf {
+    let found: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    found[0].clone()
+}
+
+/// Puts a directory with a file in it in the place of whatever is there.
+fn becomes_a_directory(path: &Path) {
+    let _ = fs::remove_file(path);
+    fs::create_dir(path).unwrap();
+    fs::write(path.join("x"), "x").unwrap();
+}
+
+#[test]
+fn an_unfinished_import_that_is_damaged_is_begun_anew() {
+    type Harm = fn(&Path);
+    let harms: [(&str, Harm); 14] = [
+        ("a kept file that is a directory", |dir| becomes_a_directory(&dir.join("damaged-0-queue.redb"))),
+        ("the lock is a directory", |dir| becomes_a_directory(&dir.join("lock"))),
+        ("the page is a directory", |dir| becomes_a_directory(&dir.join("status"))),
+        ("the store is a directory", |dir| becomes_a_directory(&dir.join("queue.redb"))),
+        ("a new store is a directory", |dir| becomes_a_directory(&dir.join("queue.redb.new"))),
+        ("the reserve is a directory", |dir| becomes_a_directory(&dir.join("reserve"))),
+        ("an arena is a directory", |dir| becomes_a_directory(&dir.join("journal-0"))),
+        ("a FIFO", |dir| {
+            fs::remove_file(dir.join("queue.redb")).unwrap();
+            mkfifo(&dir.join("queue.redb"), Mode::S_IRWXU).unwrap();
+        }),
+        ("a foreign store", |dir| fs::write(dir.join("queue.redb"), "x".repeat(9_000)).unwrap()),
+        ("no store", |dir| fs::remove_file(dir.join("queue.redb")).unwrap()),
+        ("an empty store", |dir| fs::write(dir.join("queue.redb"), "").unwrap()),
+        ("a foreign journal", |dir| {
+            (0..4).for_each(|n| fs::write(dir.join(format!("journal-{n}")), "x".repeat(9_000)).unwrap());
+        }),
+        ("a file", |dir| {
+            fs::remove_dir_all(dir).unwrap();
+            fs::write(dir, "x").unwrap();
+        }),
+        ("a link", |dir| {
+            fs::rename(dir, dir.with_file_name("elsewhere")).unwrap();
+            symlink(dir.with_file_name("elsewhere"), dir).unwrap();
+        }),
+    ];
+    let fixture = Fixture::new();
+    for (nth, (what, harm)) in harms.into_iter().enumerate() {
+        let (file, dir) = (fixture.folder().join("events.jsonl"), fixture.folder().join(format!("queue-{nth}")));
+        let other = fixture.folder().join("other.jsonl");
+        fs::write(&other, bare("earlier")).unwrap();
+        must(0, &import_args(&fixture, &other, &dir));
+        let shard = project_in(&dir).join("shard-0");
+        let complete = content(&shard);
+        let importing = unfinished(&fixture, &file, &dir);
+        harm(&importing);
+        let args = import_args(&fixture, &file, &dir);
+        let plain = run(&args);
+        let said = String::from_utf8_lossy(&plain.stderr);
+        if plain.status.code() == Some(2) {
+            assert!(said.contains("--restart"), "{what}: {said}");
+            let again = run(&[&args[..], &["--restart", "--yes"]].concat());
+            let said = String::from_utf8_lossy(&again.stderr);
+            assert!(again.status.code() == Some(1) && said.contains("from its beginning"), "{what}: {said}");
+        } else {
+            assert!(plain.status.code() <= Some(1), "{what}: {plain:?}");
+        }
+        assert!(content(&shard) == complete, "{what}: what was complete was touched");
+        let listed = uuids(&objects(0, &["list", text(&project_in(&dir).join("shard-1"))]));
+        assert_eq!(listed, (0..11).map(nth_uuid).collect::<Vec<_>>(), "{what}");
+        assert!(!importing.exists() && fs::symlink_metadata(&importing).is_err(), "{what}");
+    }
+}
+
+fn nth_uuid(n: u64) -> String {
+    nth(n).to_string()
+}
+
+#[test]
+fn a_complete_import_is_not_lost_before_it_is_published() {
+    type Harm = fn(&Path);
+    let harms: [(&str, Harm, bool); 4] = [
+        ("nothing", |_| {}, true),
+        ("the lock is a directory", |dir| becomes_a_directory(&dir.join("lock")), true),
+        ("the page is a directory", |dir| becomes_a_directory(&dir.join("status")), true),
+        ("a foreign store", |dir| fs::write(dir.join("queue.redb"), "x".repeat(9_000)).unwrap(), false),
+    ];
+    for (what, harm, is_kept) in harms {
+        let fixture = Fixture::new();
+        filled(&fixture, 20);
+        let shard = fixture.shards().remove(0);
+        let importing = shard.with_file_name("importing");
+        fs::rename(&shard, &importing).unwrap();
+        harm(&importing);
+        if is_kept {
+            // Also where another file is imported, and the operator gives up what is unfinished.
+            let other = fixture.folder().join("other.jsonl");
+            fs::write(&other, bare("other")).unwrap();
+            let ran = run(&[&import_args(&fixture, &other, &fixture.queue)[..], &["--restart", "--yes"]].concat());
+            assert!(ran.status.code() <= Some(1), "{what}: {ran:?}");
+            // What keeps the queue from being opened is the operator's to remove.
+            for name in ["lock", "status"] {
+                let paths = fixture.shards().into_iter().map(|shard| shard.join(name));
+                paths.filter(|path| path.is_dir()).for_each(|path| fs::remove_dir_all(path).unwrap());
+            }
+            let listed = uuids(&objects(0, &["list", text(&fixture.queue)]));
+            assert!((0..20).all(|n| listed.contains(&nth_uuid(n))) && listed.len() == 21, "{what}: {listed:?}");
+        } else {
+            // The record says that this content was imported, but its events are gone.
+            let file = fixture.folder().join("filled.jsonl");
+            let imported = objects(1, &import_args(&fixture, &file, &fixture.queue));
+            assert_eq!((&imported[0]["events"], &imported[0]["was_imported"]), (&json!(20), &json!(false)), "{what}");
+        }
+    }
+}
+
+#[test]
+fn commands_say_that_only_an_unfinished_import_is_there() {
+    let fixture = Fixture::new();
+    let (file, dir) = (fixture.folder().join("events.jsonl"), text(&fixture.queue));
+    let importing = unfinished(&fixture, &file, &fixture.queue);
+    let project = importing.parent().unwrap();
+    for dir in [dir, text(project), text(&importing)] {
+        for args in [
+            &["list", dir][..],
+            &["export", "-", dir],
+            &["show", "00000001", "--in", dir],
+            &["repair", dir],
+            &["dead", "list", dir],
+            &["metrics", dir],
+        ] {
+            let error = must(2, args);
+            let says = ["an import that is not finished", text(&importing), "repeat the same import", "--restart"];
+            assert!(says.iter().all(|said| error.contains(said)), "{args:?}: {error}");
+        }
+    }
+    // A file that is written must not become one of its files.
+    let inside = must(2, &["metrics", "--output", text(&project.join("new.prom")), dir]);
+    assert!(inside.contains("inside the queue"), "{inside}");
+    assert_eq!(objects(0, &import_args(&fixture, &file, &fixture.queue))[0]["resumed"], 10);
+    assert_eq!(objects(0, &["list", dir]).len(), 11);
+}
+
+#[test]
+fn a_drain_names_an_import_that_is_under_way() {
+    let fixture = Fixture::new();
+    let dir = text(&fixture.queue);
+    let mut child =
+        command(&import_args(&fixture, Path::new("-"), &fixture.queue)).stdin(Stdio::piped()).spawn().unwrap();
+    let mut to = child.stdin.take().unwrap();
+    writeln!(to, "{}", bare("a")).unwrap();
+    eventually("the import has begun", || {
+        let found = posthog::inspect::queues_and_imports(&fixture.queue).unwrap_or_default();
+        found.iter().any(|queue| queue.is_import() && queue.owner().unwrap().is_some())
+    });
+    let drained = objects(1, &["drain", dir]);
+    assert!(drained[0]["running_imports"][0].as_str().unwrap().ends_with("/importing"), "{drained:?}");
+    assert_eq!(drained[0]["unfinished_imports"], json!([]));
+    assert!(must(1, &["drain", dir]).contains("is under way"));
+    drop(to);
+    assert!(child.wait_with_output().unwrap().status.success());
+    assert_eq!(objects(0, &["drain", dir])[0]["running_imports"], json!([]));
+    assert_eq!(fixture.sink.unique().len(), 1);
+}
+
+#[test]
+fn a_damaged_record_of_imports_is_said_until_it_is_removed() {
+    type Harm = fn(&Path);
+    let harms: [Harm; 3] = [
+        |path| fs::write(path, fs::read_to_string(path).unwrap().replacen("sha256", "sha25\u{1}", 1)).unwrap(),
+        |path| becomes_a_directory(path),
+        |path| fs::write(path, [0; 80]).unwrap(),
+    ];
+    for harm in harms {
+        let fixture = Fixture::new();
+        filled(&fixture, 5);
+        let file = fixture.folder().join("filled.jsonl");
+        let args = import_args(&fixture, &file, &fixture.queue);
+        assert_eq!(objects(0, &args)[0]["was_imported"], true);
+        let project = project_in(&fixture.queue);
+        harm(&project.join("imported"));
+        let imported = objects(1, &args);
+        let is_said = |imported: &Value| imported["notes"].to_string().contains("record of finished imports");
+        assert!(is_said(&imported[0]) && imported[0]["events"] == 5, "{imported:?}");
+        // It is known again, but what else the damaged record said is not.
+        assert_eq!(objects(0, &args)[0]["was_imported"], true);
+        let other = fixture.folder().join("other.jsonl");
+        fs::write(&other, bare("other")).unwrap();
+        assert!(is_said(&objects(1, &import_args(&fixture, &other, &fixture.queue))[0]));
+        let aside = names(&project).into_iter().find(|name| name.starts_with("imported.damaged-")).unwrap();
+        let aside = project.join(aside);
+        if aside.is_dir() {
+            fs::remove_dir_all(aside).unwrap()
+        } else {
+            fs::remove_file(aside).unwrap()
+        }
+        fs::write(&other, bare("another")).unwrap();
+        assert!(!is_said(&objects(0, &import_args(&fixture, &other, &fixture.queue))[0]));
+        // Twice the same uuids: the server keeps one of each.
+        must(0, &["drain", text(&fixture.queue)]);
+        assert_eq!(fixture.sink.unique().len(), 7);
+    }
+}
+
+#[test]
+fn fields_that_an_import_leaves_out_are_named_once() {
+    let fixture = Fixture::new();
+    let file = fixture.folder().join("events.jsonl");
+    let event = json!({"event": "a", "distinct_id": "u", "timestamp": "2026-01-31T12:00:00Z", "type": "capture"});
+    let batch = json!({"batch": [event, event], "sent_at": "2026-01-31T12:00:05Z", "historical_migration": true});
+    let early = json!({"event": "b", "distinct_id": "u", "sent_at": "2026-01-31T12:00:05Z", "offset": 1500});
+    let unknown = json!({"event": "c", "distinct_id": "u", "offset": 1500, "ip": null, "\u{1b}[2J": 1});
+    fs::write(&file, format!("{batch}\n{early}\n{unknown}\n")).unwrap();
+    let args = import_args(&fixture, &file, &fixture.queue);
+    let imported = objects(0, &args);
+    let left_out = json!({"\u{1b}[2J": 1, "historical_migration": 1, "offset": 1, "sent_at": 2, "type": 2});
+    assert_eq!(imported[0]["left_out"], left_out);
+    let listed = objects(0, &["list", text(&fixture.queue), "--event", "b"]);
+    assert_eq!(listed[0]["timestamp"], "2026-01-31T12:00:03.5Z");
+    let said = must(0, &[&args[..], &["--again"]].concat()).replace('\n', " ");
+    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(said.contains("sent_at (2), type (2)") && said.contains(r"\u001b[2J (1)"), "{said}");
+}
+
+#[test]
+fn the_readable_beginning_of_a_file_that_was_cut_is_imported() {
+    let fixture = Fixture::new();
+    let (file, folder) = (fixture.folder().join("events"), fixture.folder());
+    write_events(&file, 4_000);
+    let all = fs::read(&file).unwrap();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&all).unwrap();
+    for (name, bytes) in [("gzip", gzip.finish().unwrap()), ("zstd", zstd::encode_all(&all[..], 1).unwrap())] {
+        fs::write(&file, &bytes[..bytes.len() - 40]).unwrap();
+        let dir = folder.join(name);
+        let args = import_args(&fixture, &file, &dir);
+        let error = must(2, &args);
+        assert!(error.contains("incomplete or damaged") && error.contains("--skip-bad"), "{name}: {error}");
+        let imported = objects(1, &[&args[..], &["--skip-bad"]].concat());
+        let events = imported[0]["events"].as_u64().unwrap();
+        assert!(imported[0]["notes"][0].as_str().unwrap().contains("what follows is missing"), "{imported:?}");
+        let listed = uuids(&objects(0, &["list", text(&dir)]));
+        assert!((1..4_000).contains(&events), "{name}: {events}");
+        assert_eq!(listed, (0..events).map(nth_uuid).collect::<Vec<_>>(), "{name}");
+    }
 }

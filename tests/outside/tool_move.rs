@@ -341,6 +341,47 @@ fn a_drain_stops_on_request_and_goes_on_later() {
 }
 
 #[test]
+fn a_drain_that_ends_lets_no_further_request_begin() {
+    const EVENTS: u64 = 1_000;
+    let fixture = Fixture::new();
+    let file = fixture.folder().join("events.jsonl");
+    write_events(&file, EVENTS);
+    must(0, &["import", text(&file), text(&fixture.queue), "--host", &fixture.host, "--key", KEY]);
+    // A request waits for a permission.
+    let (permit, permits) = std::sync::mpsc::channel::<()>();
+    let (asks, asked) = std::sync::mpsc::channel();
+    let gate = std::sync::Mutex::new((asks, permits));
+    let waits = move |_: &Value| {
+        let gate = gate.lock().unwrap();
+        let _ = gate.0.send(());
+        let _ = gate.1.recv();
+        false
+    };
+    fixture.sink.refuse_if(waits, 400, "");
+    let queue = posthog::inspect::queues(&fixture.queue).unwrap().remove(0);
+    let settings = posthog::Config::new("").no_proxy().max_batch_events(1);
+    let drain = posthog::inspect::Drain::begin(&queue, settings).unwrap();
+    asked.recv_timeout(PATIENCE).unwrap();
+    let end = std::thread::spawn(move || drain.end(PATIENCE).unwrap());
+    let mut permitted = 0;
+    while !end.is_finished() {
+        // Gives the other thread much more time than it needs to hold the rest back.
+        std::thread::sleep(Duration::from_millis(20));
+        if permit.send(()).is_ok() {
+            permitted += 1;
+        }
+    }
+    let ended = end.join().unwrap();
+    drop(permit);
+    assert!(ended.remaining > 0 && ended.delivered > 0, "after {permitted} permissions: {ended:?}");
+    assert_eq!(ended.remaining + ended.delivered, EVENTS);
+    assert_eq!(fixture.sink.unique().len() as u64, ended.delivered);
+    fixture.sink.refuse_none();
+    assert_eq!(objects(0, &["drain", text(&fixture.queue)])[0]["progress"]["delivered"], ended.remaining);
+    assert_eq!(fixture.sink.duplicates(), 0);
+}
+
+#[test]
 fn a_drain_says_that_dead_letters_remain_or_the_key_is_refused() {
     let fixture = Fixture::new();
     let (file, dir) = (fixture.folder().join("events.jsonl"), text(&fixture.queue));

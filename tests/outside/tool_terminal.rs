@@ -65,8 +65,8 @@ fn nothing_that_a_terminal_acts_on_is_printed() {
             let show = format!("show {} --in", rows[0]["uuid"].as_str().unwrap());
             let show_json = format!("show --json {} --in", rows[0]["uuid"].as_str().unwrap());
             let all = ["list", "list --json", "dead list", "dead list --json", "status", "status --json", "verify"];
-            for words in all.into_iter().chain(["verify --json", "forget --dry-run --distinct-id x", &show, &show_json])
-            {
+            let more = ["verify --json", "forget --dry-run --distinct-id x", "export -", "export - --state dead"];
+            for words in all.into_iter().chain(more).chain([show.as_str(), &show_json]) {
                 let ran = tool(&renamed, words);
                 assert!(!ran.out.is_empty() && !acts(&ran.out) && !acts(&ran.err), "{words}: {ran:?}");
             }

@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, BufRead, BufReader, BufWriter, Cursor, IsTerminal, Read, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Cursor, Read, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -67,7 +67,7 @@ fn kind_of(found: fs::FileType) -> &'static str {
 /// Whether the directory is a queue, also one that is being filled, or contains some.
 fn is_of_queues(dir: &Path) -> bool {
     let has_queue = |queues: Vec<inspect::QueueDir>| queues.iter().any(|queue| queue.path().join("lock").exists());
-    dir.join("queue.redb").exists() || inspect::queues(dir).is_ok_and(has_queue)
+    dir.join("queue.redb").exists() || inspect::queues_and_imports(dir).is_ok_and(has_queue)
 }
 
 fn dir_of(path: &Path) -> &Path {
@@ -76,13 +76,15 @@ fn dir_of(path: &Path) -> &Path {
 
 /// Replaces a file atomically: a reader finds the old content or the new content, also after a kill or a power cut. The
 /// new content is written to a temporary file in the same directory, under a unique name that ends in `.part`. That file is
-/// removed if the replacement is not completed.
+/// removed if the replacement is not completed, also at SIGINT and SIGTERM.
 pub(crate) struct Replacement {
     file: File,
     unfinished: PathBuf,
     path: PathBuf,
     /// Opened before anything is written, so that it cannot fail afterwards.
     dir: File,
+    /// Set by a signal that asks the process to end.
+    stop: Arc<AtomicBool>,
     is_done: bool,
 }
 
@@ -95,15 +97,29 @@ impl Replacement {
         name.push(format!(".{}.part", Uuid::now_v7().simple()));
         let unfinished = path.with_file_name(name);
         let dir = File::open(dir_of(path)).map_err(at)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM] {
+            // The second one ends the process at once.
+            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop)).map_err(at)?;
+            signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(at)?;
+        }
         // What has that name already, a link for example, is not opened.
         let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&unfinished).map_err(at)?;
-        let begun = Self { file, unfinished, path: path.into(), dir, is_done: false };
+        let begun = Self { file, unfinished, path: path.into(), dir, stop, is_done: false };
         begun.file.set_permissions(Permissions::from_mode(mode)).map_err(at)?;
         Ok(begun)
     }
 
     fn at(&self, error: &io::Error) -> Failure {
         failed(&self.path, error)
+    }
+
+    /// Fails once a signal has asked the process to end.
+    fn check_stop(&self) -> Result<(), Failure> {
+        if !self.stop.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(format!("stopped by a signal; {} was not changed", shown(&self.path)).into())
     }
 
     pub(crate) fn write(&mut self, text: &str) -> Result<(), Failure> {
@@ -114,6 +130,7 @@ impl Replacement {
     pub(crate) fn complete(mut self) -> Result<u64, Failure> {
         let synced = self.file.sync_all().and_then(|()| self.file.metadata());
         let bytes = synced.map_err(|error| self.at(&error))?.len();
+        self.check_stop()?;
         check_target(&self.path)?;
         fs::rename(&self.unfinished, &self.path).map_err(|error| self.at(&error))?;
         self.is_done = true;
@@ -136,11 +153,8 @@ impl Drop for Replacement {
 /// A file of events, or standard output.
 pub(crate) struct OutFile {
     to: Compressed,
-    path: PathBuf,
     /// `None` for standard output.
     file: Option<Replacement>,
-    /// Set by a signal that asks the process to end.
-    stop: Arc<AtomicBool>,
 }
 
 type Out = BufWriter<Box<dyn Write>>;
@@ -178,8 +192,7 @@ impl Compressed {
 }
 
 impl OutFile {
-    /// Begins a file. Only its owner may read it: events contain personal data. From here on SIGINT and SIGTERM end the
-    /// writing, and what was written is removed.
+    /// Begins a file. Only its owner may read it: events contain personal data.
     pub(crate) fn create(path: &Path) -> Result<Self, Failure> {
         let (out, file): (Box<dyn Write>, _) = if is_standard(path) {
             (Box::new(io::stdout()), None)
@@ -188,12 +201,6 @@ impl OutFile {
             let clone = file.file.try_clone().map_err(|error| file.at(&error))?;
             (Box::new(clone), Some(file))
         };
-        let stop = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM].into_iter().filter(|_| file.is_some()) {
-            // The second one ends the process at once.
-            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop))?;
-            signal_hook::flag::register(signal, Arc::clone(&stop))?;
-        }
         let out = BufWriter::with_capacity(64 * 1024, out);
         let suffix = path.extension().and_then(|suffix| suffix.to_str()).unwrap_or_default().to_ascii_lowercase();
         let to = match suffix.as_str() {
@@ -201,15 +208,15 @@ impl OutFile {
             "zst" => Compressed::Zstd(zstd::stream::write::Encoder::new(out, 3)?),
             _ => Compressed::Plain(out),
         };
-        Ok(Self { to, path: path.into(), file, stop })
+        Ok(Self { to, file })
     }
 
     pub(crate) fn line(&mut self, line: &str) -> Result<(), Failure> {
-        if self.stop.load(Ordering::Relaxed) {
-            return Err(format!("stopped by a signal; {} was not changed", shown(&self.path)).into());
-        }
-        let is_shown = self.file.is_none() && io::stdout().is_terminal();
-        let line = if is_shown { visible(line) } else { line.into() };
+        // Standard output may lead to a terminal through other programs. JSON says the same with such characters escaped.
+        let line = match &self.file {
+            Some(file) => file.check_stop().map(|()| line.into())?,
+            None => visible(line),
+        };
         self.to.line(&line).map_err(|error| self.unwritten(error))
     }
 

@@ -64,6 +64,8 @@ pub(crate) use files::{RESERVE, StoreOptions, seal_of};
 #[cfg(test)]
 pub(crate) use maintenance::COMPACT_FROM;
 pub(crate) use maintenance::is_worth_compacting;
+#[cfg(feature = "inspect")]
+pub(crate) use open::meta_of;
 pub(crate) use open::{OpenReport, identify};
 #[cfg(feature = "inspect")]
 pub(crate) use rewrite::{Keeps, Rewritten};

@@ -238,14 +238,22 @@ const CACHE_BYTES: usize = 64 * 1024;
 /// The project of the store in `dir`, if it can be read. Does not change the file: what the database would write stays
 /// in memory. While the owner has the store open, the result may be `None`.
 pub(crate) fn identify(disk: &Disk, dir: &Path) -> Option<Project> {
+    let identity = without_opening(disk, dir, |db| Ok(schema::read_meta(db)?.identity))?;
+    identity.map(|(project, _)| project)
+}
+
+/// What `Store::put_meta` stored under `name` in the store in `dir`; otherwise like [`identify`].
+#[cfg(feature = "inspect")]
+pub(crate) fn meta_of(disk: &Disk, dir: &Path, name: &str) -> Option<Vec<u8>> {
+    without_opening(disk, dir, |db| schema::read_entry(db, name)).flatten()
+}
+
+fn without_opening<T>(disk: &Disk, dir: &Path, read: impl Fn(&Database) -> Result<T, StoreError>) -> Option<T> {
     let file = disk.open(&dir.join(QUEUE), Open::Existing).ok()?;
     if file.len().ok()? == 0 {
         return None;
     }
     let backend = StoreFile::held(file, Arc::default()).ok()?;
-    let identity = guarded(|| {
-        let db = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend)?;
-        Ok(schema::read_meta(&db)?.identity)
-    });
-    identity.ok()?.map(|(project, _)| project)
+    let found = guarded(|| read(&Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend)?));
+    found.ok()
 }

@@ -25,7 +25,7 @@ POSTHOG_CA_CERTIFICATE). May be stopped at any moment (Ctrl-C) and repeated; no 
 
 Ends with status 0 when all is delivered, and with 1 when something is left or was lost: dead letters (with --host also \
 those of the old project, which are not moved), events that PostHog rejects, queues of other processes, imports that \
-were not finished, damage, or at --timeout. With --timeout 0s nothing is sent. Without --timeout it also ends when \
+run or were not finished, damage, or at --timeout. With --timeout 0s nothing is sent. Without --timeout it also ends when \
 PostHog refuses the key or the quota is used up.")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -81,6 +81,9 @@ struct Drained {
     /// Of imports that were not finished. Nothing of them is sent.
     #[serde(serialize_with = "lossy_each")]
     unfinished_imports: Vec<PathBuf>,
+    /// Of imports that are under way. They are sent when they have ended.
+    #[serde(serialize_with = "lossy_each")]
+    running_imports: Vec<PathBuf>,
     /// The processes that have the queues, as far as they are known, if that is why nothing was delivered.
     owner_pids: Vec<u32>,
     /// `None` if no queue was opened.
@@ -96,7 +99,9 @@ impl Drained {
     /// Nothing was done yet. All queues are of one project.
     fn of(queues: &[&QueueDir]) -> Self {
         let imports = queues.iter().filter(|queue| queue.is_import());
-        let unfinished = imports.filter(|import| import.owner().is_ok_and(|owner| owner.is_none()));
+        let (running, unfinished): (Vec<_>, Vec<_>) =
+            imports.partition(|import| import.owner().is_ok_and(|owner| owner.is_some()));
+        let paths = |imports: Vec<&&QueueDir>| imports.iter().map(|import| import.path().to_path_buf()).collect();
         let first = queues.first();
         Self {
             project: first.map(|queue| queue.project().to_owned()).unwrap_or_default(),
@@ -104,12 +109,17 @@ impl Drained {
             moved: 0,
             remaining: 0,
             dead_letters: 0,
-            unfinished_imports: unfinished.map(|import| import.path().to_path_buf()).collect(),
+            unfinished_imports: paths(unfinished),
+            running_imports: paths(running),
             owner_pids: Vec::new(),
             progress: None,
             dir: first.map(|queue| queue.queue_dir().join(queue.project())).unwrap_or_default(),
             failures: BTreeSet::new(),
         }
+    }
+
+    fn has_no_import(&self) -> bool {
+        self.unfinished_imports.is_empty() && self.running_imports.is_empty()
     }
 
     /// Counts the dead letters of the queues that no process has.
@@ -210,7 +220,7 @@ fn by_project(queues: &[QueueDir]) -> Vec<Vec<&QueueDir>> {
 fn report_old(queues: &[&QueueDir], args: &Args, output: &mut Output) -> Result<Verdict, Failure> {
     let mut old = Drained { ended: Ended::Left, ..Drained::of(queues) };
     old.count_dead(queues, args);
-    let is_empty = old.dead_letters == 0 && old.unfinished_imports.is_empty() && old.failures.is_empty();
+    let is_empty = old.dead_letters == 0 && old.has_no_import() && old.failures.is_empty();
     if is_empty { Ok(Verdict::Fine) } else { report(&old, output) }
 }
 
@@ -368,7 +378,7 @@ fn report(drained: &Drained, output: &mut Output) -> Result<Verdict, Failure> {
         let waits_elsewhere = found.owned_by_others.iter().any(|other| other.events > 0);
         !waits_elsewhere && found.lost_events == 0 && found.notes.is_empty() && found.skipped.is_empty()
     });
-    let is_empty = remaining == 0 && drained.dead_letters == 0 && drained.unfinished_imports.is_empty();
+    let is_empty = remaining == 0 && drained.dead_letters == 0 && drained.has_no_import();
     let is_fine = drained.ended != Ended::Owned && is_empty && is_whole;
     for failure in &drained.failures {
         output.note(&format!("posthog-queue: {failure}"));
@@ -458,6 +468,12 @@ fn report_rest(drained: &Drained, output: &mut Output) -> Result<(), Failure> {
     for import in &drained.unfinished_imports {
         output.line(format!(
             "Not sent: an import was not finished. Repeat it, or remove {} to give it up.",
+            quoted(import.as_os_str())
+        ))?;
+    }
+    for import in &drained.running_imports {
+        output.line(format!(
+            "Not sent yet: an import into {} is under way. Run this command again when it has ended.",
             quoted(import.as_os_str())
         ))?;
     }

@@ -7,7 +7,7 @@ use posthog::inspect::{self, BadLine, ImportOptions};
 
 use crate::events::{events, number};
 use crate::files::{self, InFile};
-use crate::output::{Output, Unit};
+use crate::output::{Output, Unit, visible};
 use crate::{Failure, Verdict, quoted};
 
 #[derive(Debug, ClapArgs)]
@@ -37,8 +37,8 @@ pub(crate) struct Args {
     /// Import content that was imported before
     #[arg(long)]
     again: bool,
-    /// Remove what an unfinished import of another file, or of this one before it was changed, has imported; it is still
-    /// in that file
+    /// Remove what an unfinished import has imported, of another file, of this one before it was changed, or damaged; it
+    /// is still in that file
     #[arg(long)]
     restart: bool,
 }
@@ -69,6 +69,7 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Result<Verdict, Failure> {
         output.note(&format!("... and {} more bad lines", number(said - BAD_SHOWN)));
     }
     let imported = imported?;
+    imported.notes.iter().for_each(|note| output.note(&format!("Note: {note}")));
     if output.is_json() {
         output.json(&imported)?;
     } else if imported.was_imported {
@@ -89,5 +90,11 @@ pub(crate) fn run(args: Args, output: &mut Output) -> Result<Verdict, Failure> {
         let lines = if imported.bad_lines == 1 { "line that is no event" } else { "lines that are no events" };
         output.line(format!("Passed over: {} {lines}.", number(imported.bad_lines)))?;
     }
-    Ok(if imported.bad_lines > 0 { Verdict::Found } else { Verdict::Fine })
+    if !imported.left_out.is_empty() && !imported.was_imported && !output.is_json() {
+        let fields = imported.left_out.iter().map(|(name, count)| format!("{} ({})", visible(name), number(*count)));
+        let fields = fields.collect::<Vec<_>>().join(", ");
+        output.line(format!("Left out, because a queue has no place for it: {fields}."))?;
+    }
+    let is_fine = imported.bad_lines == 0 && imported.notes.is_empty();
+    Ok(if is_fine { Verdict::Fine } else { Verdict::Found })
 }
