@@ -44,6 +44,7 @@ const LAYERS: &[(&str, u8)] = &[
 
 /// Modules of one layer of which the first may use the second, with the reason.
 const SAME_LAYER: &[(&str, &str, &str)] = &[
+    ("fuzz", "inspect", "what an operator imports is any bytes too"),
     ("config", "error", "a setting that is out of bounds is an error that names it"),
     ("integrations", "client", "an integration captures with a client, and looks up the process-wide one"),
     ("config", "recorder", "the hook for diagnostics is a setting"),

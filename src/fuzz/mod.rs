@@ -1,5 +1,5 @@
 //! The functions that the fuzz targets in `fuzz/` call; compiled for them and for tests. Each takes any bytes and panics
-//! if a guarantee is broken. This file has the formats of records and flags; `disk.rs` the files of a queue, `network.rs`
+//! if a guarantee is broken. This file has the formats of records, files of events and flags; `disk.rs` the files of a queue, `network.rs`
 //! responses and headers, `environment.rs` variables and files that they name.
 //!
 //! `fuzz/corpus/` keeps what the fuzzers have found to be different; the tests run each target on all of it.
@@ -19,6 +19,7 @@ use uuid::Uuid;
 use crate::client::event_of;
 use crate::event::Refusal;
 use crate::flags::{FlagContext, LocalFlags};
+use crate::inspect::records_of_any;
 use crate::record::msgpack::{append_map_header, append_str, begin_ext, end_ext};
 use crate::record::stack::decode_images;
 use crate::record::{Class, Flags, Head, Malformed, NoSymbols, View, json};
@@ -54,6 +55,27 @@ pub fn flags_answer(bytes: &[u8]) {
 /// The body of a record: a body that is accepted can be sent.
 pub fn record(bytes: &[u8]) {
     let _refused = sent(bytes);
+}
+
+/// A file that is imported: each event that is taken of it can be sent, and what is sent is taken again as it is.
+pub fn import(bytes: &[u8]) {
+    for body in records_of_any(bytes, EVENT_BYTES) {
+        sent(&body).expect("an event that is imported can be sent");
+        let once = as_sent(&body);
+        // The properties that the library adds are among the others then, so the record is a little larger.
+        let again = records_of_any(&once, 2 * EVENT_BYTES);
+        let [again] = again.as_slice() else {
+            panic!("{} is imported as {} events", String::from_utf8_lossy(&once), again.len());
+        };
+        assert_eq!(String::from_utf8_lossy(&as_sent(again)), String::from_utf8_lossy(&once));
+    }
+}
+
+fn as_sent(body: &[u8]) -> Vec<u8> {
+    let mut text = Vec::new();
+    let view = View::parse(body).expect("a record that was made can be read");
+    json::write_event(&view, &NoSymbols, &mut text).expect("a parsed record can be sent");
+    text
 }
 
 /// A stack trace and debug images in an otherwise valid record, which is therefore accepted.

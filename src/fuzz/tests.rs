@@ -7,7 +7,7 @@ use super::*;
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 16] = [
+const TARGETS: [(&str, Target); 17] = [
     ("arena", arena),
     ("crash_file", crash_file),
     ("debug_file", debug_file),
@@ -15,6 +15,7 @@ const TARGETS: [(&str, Target); 16] = [
     ("flags_answer", flags_answer),
     ("headers", headers),
     ("identity", identity),
+    ("import", import),
     ("kept_flags", kept_flags),
     ("proxies", proxies),
     ("queue", queue),

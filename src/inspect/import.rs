@@ -707,6 +707,20 @@ impl<'a> Lines<'a> {
     }
 }
 
+/// For the fuzz target: the records of a file of any content, as an import makes them.
+#[cfg(any(fuzzing, test))]
+pub(crate) fn records_of_any(mut content: &[u8], max_event_bytes: usize) -> Vec<Vec<u8>> {
+    let terms = Terms { api_key: "phc_1", max_event_bytes, now: 1_700_000_000_000_000_000 };
+    let (mut lines, mut seen, mut records) = (Lines::of(&mut content), Seen::default(), Vec::new());
+    while let Ok(Some(line)) = lines.next() {
+        let events = line.text.and_then(|text| incoming::events_of(text, &mut seen, terms));
+        for (_, event) in events.unwrap_or_default() {
+            records.extend(incoming::record_of(event, &mut seen, terms).map(|record| record.body().to_vec()));
+        }
+    }
+    records
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,7 +21,8 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::event::{Event, Record};
+use crate::event::{Event, Record, Refusal};
+use crate::record::Unencodable;
 use crate::sys::clock::WallNanos;
 use crate::sys::limits::{NAME_KEPT, beginning};
 
@@ -136,6 +137,10 @@ impl Serialize for Json<'_> {
             Some(b't') => serializer.serialize_bool(true),
             Some(b'f') => serializer.serialize_bool(false),
             Some(b'n') => serializer.serialize_unit(),
+            // PostHog refuses the whole request with such a number in it.
+            _ if !text.parse::<f64>().is_ok_and(f64::is_finite) => {
+                Err(S::Error::custom(format!("the number {} is too large", beginning(text, NAME_KEPT))))
+            }
             _ => {
                 let mut number = serializer.serialize_struct(NUMBER, 1)?;
                 number.serialize_field(NUMBER, text)?;
@@ -314,7 +319,10 @@ pub(super) fn record_of(event: Incoming<'_>, seen: &mut Seen, terms: Terms<'_>) 
         None => seen.uuids.next(text),
     };
     event.set_uuid(uuid);
-    let record = event.finish(uuid, terms.now, terms.max_event_bytes).map_err(|refusal| refusal.describe())?;
+    let record = event.finish(uuid, terms.now, terms.max_event_bytes).map_err(|refusal| match refusal {
+        Refusal::Unserializable { key, reason: Unencodable::Refused(why) } => format!("the value of {key:?}: {why}"),
+        refusal => refusal.describe(),
+    })?;
     left_out.into_iter().for_each(|name| seen.leave_out(name));
     seen.leave_out_others(&fields, &OF_EVENT);
     Ok(record)
@@ -503,6 +511,7 @@ mod tests {
             (r#"{"event":"e","distinct_id":"u","api_key":"phc_2"}"#, "another project"),
             (r#"{"event":"e","distinct_id":"u","token":7}"#, "another project"),
             (&deep, "nests"),
+            (r#"{"event":"e","distinct_id":"u","properties":{"a":[1e400]}}"#, "\"a\": the number 1e400 is too large"),
         ] {
             let why = record(text, TERMS).map(|record| record.uuid).unwrap_err();
             assert!(why.contains(expected), "{text}: {why}");

@@ -42,6 +42,8 @@ pub use drain::{Drain, DrainProgress, Holding};
 pub use error::InspectError;
 pub use filter::{EventFilter, EventState};
 pub use forget::{NotReached, Person, PersonFound};
+#[cfg(any(fuzzing, test))]
+pub(crate) use import::records_of_any;
 pub use import::{BadLine, ImportOptions, Imported, import};
 pub use moving::{Moved, move_to, project_name};
 pub use places::{Owner, QueueDir, default_queue_dir, queues, queues_and_imports};

@@ -1,0 +1,5 @@
+//! A file of events that is imported.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| posthog::__fuzz::import(bytes));
