@@ -53,6 +53,10 @@ const COMPLETED_DAMAGED: &str = "imported.damaged-";
 /// The name in the store's metadata under which a complete queue has its hash.
 const COMPLETE: &str = "import";
 
+/// The name under which a queue that is being filled has what there is to say of the one that was in its place before, in
+/// lines: see `Import::is_doubtful`.
+const DOUBT: &str = "import_doubt";
+
 /// What is imported, and where to.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -248,9 +252,18 @@ impl<'a> Import<'a> {
         if is_salvaged && !options.restart {
             notes.push(BEGUN_ANEW.to_owned());
         }
-        let is_doubtful = is_salvaged || !notes.is_empty();
+        let doubt = filling.queue().meta(DOUBT);
+        if let Some(doubt) = &doubt {
+            notes.extend(String::from_utf8_lossy(doubt).lines().map(str::to_owned));
+        }
+        let is_doubtful = is_salvaged || doubt.is_some() || !notes.is_empty();
         if !is_whole(&filling) || options.restart {
             filling = anew(disk, group, filling)?;
+        }
+        if is_doubtful {
+            // This attempt may not be the last.
+            let failed = |error| InspectError::queue(filling.dir(), error);
+            filling.queue().put_meta(DOUBT, Some(notes.join("\n").as_bytes())).map_err(failed)?;
         }
         let stored = Stored { left: filling.queue().ledger().queued_events, after: None, bodies: VecDeque::new() };
         let terms = Terms {

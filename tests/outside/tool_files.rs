@@ -546,7 +546,12 @@ fn a_complete_import_is_not_lost_before_it_is_published() {
         } else {
             // The record says that this content was imported, but its events are gone.
             let file = fixture.folder().join("filled.jsonl");
+            let good = fs::read_to_string(&file).unwrap();
+            fs::write(&file, format!("{good}no event\n")).unwrap();
+            must(2, &import_args(&fixture, &file, &fixture.queue));
+            fs::write(&file, good).unwrap();
             let imported = objects(1, &import_args(&fixture, &file, &fixture.queue));
+            assert!(imported[0]["notes"][0].as_str().unwrap().contains("from its beginning"), "{imported:?}");
             assert_eq!((&imported[0]["events"], &imported[0]["was_imported"]), (&json!(20), &json!(false)), "{what}");
         }
     }
