@@ -204,7 +204,8 @@ impl Reader {
         disk: &Disk,
         each: &mut dyn FnMut(Found<'_>) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, QueueError> {
-        let (stored, known) = self.state().map_or((0, 0), |state| (state.epoch, state.ledger.accepted));
+        // Records are passed in the order of their numbers, each once: an arena may have been copied over another one.
+        let (stored, mut known) = self.state().map_or((0, 0), |state| (state.epoch, state.ledger.accepted));
         let rounds: Vec<_> = self.arenas.iter().filter(|(_, round)| round.epoch > stored).collect();
         for (at, (path, round)) in rounds.iter().enumerate() {
             // How far its records must reach: to the next round, and in the newest one to what the page says.
@@ -227,8 +228,11 @@ impl Reader {
                 let bytes = replay.bytes.get(run.range.clone()).unwrap_or_default();
                 for (head, body) in frame::frames(bytes, replay.salt) {
                     found += 1;
-                    let record = Found::Record { seq: head.seq, body, checkpointed_at: None };
-                    if head.seq > known && each(record).is_break() {
+                    if head.seq <= known {
+                        continue;
+                    }
+                    known = head.seq;
+                    if each(Found::Record { seq: head.seq, body, checkpointed_at: None }).is_break() {
                         return Ok(ControlFlow::Break(()));
                     }
                 }

@@ -368,6 +368,29 @@ fn damage_of_the_journal_costs_what_verify_says() {
 }
 
 #[test]
+fn an_arena_that_was_copied_over_another_is_counted_once() {
+    apart_to_death(
+        Fixture::new,
+        |place| {
+            capture_and_die(place, 300);
+        },
+        |fixture| {
+            let shard = fixture.shards().remove(0);
+            let used = arena_in_use(&shard);
+            for other in (0..4).map(|n| shard.join(format!("journal-{n}"))).filter(|path| *path != used) {
+                fs::copy(&used, other).unwrap();
+            }
+            assert_eq!(tool(&fixture.queue, "list --json").json().len(), 300);
+            let line = tool(&fixture.queue, "verify --json").one();
+            let counts = ["waiting_events", "journal_events", "lost_events"].map(|key| line[key].as_u64());
+            assert_eq!((counts, &line["is_sound"]), ([Some(300), Some(300), Some(0)], &false.into()), "{line}");
+            let repaired = tool(&fixture.queue, "repair --json").one();
+            assert_eq!((&repaired["saved_events"], &repaired["lost_events"]), (&300.into(), &0.into()), "{repaired}");
+        },
+    );
+}
+
+#[test]
 fn what_was_repaired_is_delivered_and_the_damaged_file_kept() {
     apart_to_death(
         refusing,
