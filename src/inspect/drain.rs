@@ -208,7 +208,7 @@ impl Drain {
             });
         }
         check_user(&project_dir)?;
-        let before = survey(&project_dir, &BTreeMap::new())?.seen;
+        let before = survey(&project_dir, &BTreeMap::new(), &[])?.seen;
         let config = settings.delivering(&project, queue.queue_dir());
         let client = Client::new(config)
             .map_err(|error| InspectError::Queue { path: project_dir.clone(), why: error.to_string() })?;
@@ -217,9 +217,10 @@ impl Drain {
 
     /// How far it is.
     pub fn progress(&self) -> Result<DrainProgress, InspectError> {
-        // Before the survey: an event that is delivered in between counts as remaining for one more look.
-        let stats = self.client.stats();
-        let survey = survey(&self.project_dir, &self.before)?;
+        // Before the survey: an event that is delivered, or a queue that is opened, in between counts as remaining for one
+        // more look.
+        let (stats, open) = (self.client.stats(), self.open_dirs());
+        let survey = survey(&self.project_dir, &self.before, &open)?;
         let lanes = [stats.analytics.as_deref(), stats.ai.as_deref()];
         let lanes: Vec<_> = if stats.ai.is_some() { lanes.into_iter().flatten().collect() } else { vec![&stats] };
         // The lane that has something to say: one that waits for the endpoint, or else one that sends.
@@ -292,7 +293,7 @@ impl Drain {
         // With nothing to send it ends at once. A crash report may have become an event just now.
         let closed = self.client.shutdown(grace);
         let _ = closed.wait(grace.saturating_add(Duration::from_secs(10)));
-        let survey = survey(&self.project_dir, &self.before)?;
+        let survey = survey(&self.project_dir, &self.before, &self.open_dirs())?;
         let (since, (_, notes)) = (survey.since(&self.before), self.found(&survey));
         Ok(DrainProgress {
             delivered: since.delivered,
@@ -303,6 +304,13 @@ impl Drain {
             notes,
             ..progress
         })
+    }
+
+    /// The directories of the queues that the client has open. While it opens one, the page says nothing of it yet, or what
+    /// was true of another.
+    fn open_dirs(&self) -> Vec<PathBuf> {
+        let lanes = self.client.lanes().unwrap_or_default();
+        lanes.iter().flat_map(|lane| lane.open_dirs()).map(|dir| canonical(&dir)).collect()
     }
 
     /// Makes the client look for queues again, if that was not done lately.
@@ -322,7 +330,12 @@ fn project_of(project_dir: &Path, queue: &QueueDir) -> Result<Project, InspectEr
     found.next().ok_or_else(|| InspectError::Nameless { path: queue.path().to_path_buf() })
 }
 
-fn survey(project_dir: &Path, before: &BTreeMap<PathBuf, Seen>) -> Result<Survey, InspectError> {
+fn canonical(dir: &Path) -> PathBuf {
+    dir.canonicalize().unwrap_or_else(|_| dir.to_path_buf())
+}
+
+/// `open` are the directories of the queues that this process has open.
+fn survey(project_dir: &Path, before: &BTreeMap<PathBuf, Seen>, open: &[PathBuf]) -> Result<Survey, InspectError> {
     let (disk, own, mut survey) = (Disk::default(), std::process::id(), Survey::default());
     for queue in places::queues(project_dir)? {
         let (path, page) = (queue.path().to_path_buf(), queue::predecessor(&disk, queue.path()));
@@ -340,8 +353,8 @@ fn survey(project_dir: &Path, before: &BTreeMap<PathBuf, Seen>) -> Result<Survey
             continue;
         }
         survey.queued = survey.queued.saturating_add(seen.queued);
-        let is_opening = !says_ledger(&page) && seen.queued > 0 || !page.existed || page.deaths_opening > 0;
-        if if owner.is_some() { is_opening } else { !is_empty } {
+        let is_known = if owner.is_some() { open.contains(&canonical(&path)) } else { is_empty };
+        if !is_known {
             survey.unopened.push(path);
         }
     }

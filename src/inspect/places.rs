@@ -241,7 +241,8 @@ impl QueueDir {
             return Ok(Some(Owner { pid: Some(pid), since }));
         }
         let is_locked = disk.is_locked(&path).map_err(failed)?;
-        Ok(is_locked.then_some(Owner { pid: None, since }))
+        // A process may have taken it since the list was read: then it is in the list by now.
+        Ok(is_locked.then(|| Owner { pid: holder_of(&metadata), since }))
     }
 
     /// The host and the project key whose events the queue contains, if its store can be read.

@@ -11,6 +11,13 @@ use crate::report::Diagnostic;
 use crate::sys::clock::WallNanos;
 
 impl Pipeline {
+    /// The directories of the queues that are open: the pipeline's own, and that of the orphan that is being delivered.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn open_dirs(&self) -> Vec<std::path::PathBuf> {
+        let adopted = self.adopted_shard().map(|(_, shard)| shard.dir().clone());
+        std::iter::once(self.shard.dir().clone()).chain(adopted).collect()
+    }
+
     /// Stops sending, or starts it again. Requests that are under way at the moment of the call are not aborted.
     pub(crate) fn hold(&self, held: bool) {
         self.held.store(held, Ordering::SeqCst);

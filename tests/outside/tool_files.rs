@@ -687,3 +687,28 @@ fn the_readable_beginning_of_a_file_that_was_cut_is_imported() {
         assert_eq!(listed, (0..events).map(nth_uuid).collect::<Vec<_>>(), "{name}");
     }
 }
+
+#[test]
+fn a_drain_is_not_over_before_a_queue_without_a_page_is_open() {
+    let fixture = Fixture::new();
+    // The queue that the drain takes for itself has nothing to deliver; the other does not say what is in it.
+    let client = fixture.client();
+    crate::fixture::close_empty(&client);
+    drop(client);
+    let file = fixture.folder().join("more.jsonl");
+    fs::write(&file, format!("{}\n", bare("more"))).unwrap();
+    must(0, &import_args(&fixture, &file, &fixture.queue));
+    let shards = fixture.shards();
+    assert_eq!(shards.len(), 2);
+    fs::remove_file(shards[1].join("status")).unwrap();
+    fixture.sink.stop();
+    let queues = posthog::inspect::queues(&fixture.queue).unwrap();
+    let drain = posthog::inspect::Drain::begin(&queues[1], posthog::Config::new("").no_proxy()).unwrap();
+    for _ in 0..50 {
+        let progress = drain.progress().unwrap();
+        assert!(!progress.is_over, "nobody takes the event: {progress:?}");
+    }
+    fixture.sink.resume();
+    crate::fixture::eventually("the event is delivered", || drain.progress().unwrap().is_over);
+    assert_eq!(drain.end(crate::fixture::PATIENCE).unwrap().delivered, 1);
+}
