@@ -104,7 +104,7 @@ fn a_store_that_cannot_be_opened_is_named_by_every_reader() {
         },
         |fixture| {
             let store = fixture.shards()[0].join("queue.redb");
-            let unread = "the file cannot be opened; what it held is lost";
+            let unread = "what a search does not find of it is lost";
             let never: [(&str, Vec<u8>); 2] = [("text", b"no store".to_vec()), ("zeros", vec![0; 8192])];
             for (what, bytes) in never {
                 fs::write(&store, bytes).unwrap();

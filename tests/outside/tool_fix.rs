@@ -447,7 +447,7 @@ fn repair_killed_at_any_moment_loses_nothing_more() {
             assert_eq!(
                 (&line["waiting_events"], &line["is_sound"]),
                 (&expected["waiting_events"], &true.into()),
-                "{line}"
+                "{expected} {line}"
             );
             assert_eq!(line["dead_letters"], DEAD);
         },

@@ -209,9 +209,15 @@ impl Salvage {
     /// damaged pages, and whether all of the table was found, damaged or not.
     pub(super) fn copy_table(&self, table: Table, sink: Sink<'_>) -> Result<Copied, StoreError> {
         let Some(trees) = &self.trees else { return Ok(Copied::default()) };
-        let mut found: u64 = 0;
-        let unreached = trees.rows(table.name(), &mut |key, value| {
-            found = found.saturating_add(table.worth(key, value).map_or(0, |(_, _, amount)| amount));
+        let (mut found, mut covered) = (0_u64, Covered::default());
+        let unreached = trees.rows(table.name(), &|key, value| table.is_whole(key, value), &mut |key, value| {
+            if let Some((first, last, amount)) = table.worth(key, value) {
+                // A row of an earlier commit may be what others were made of.
+                if !covered.add(first, last) {
+                    return Ok(());
+                }
+                found = found.saturating_add(amount);
+            }
             sink(key, value)
         })?;
         let expected = match table {
@@ -223,6 +229,9 @@ impl Salvage {
             let mut strays = BTreeMap::new();
             trees.search(&unreached, &mut |key, value, place| {
                 let Some((first, last, amount)) = table.worth(key, value) else { return false };
+                if covered.overlaps(first, last) {
+                    return true;
+                }
                 let stray = Stray { last, amount, place };
                 // Of a row that was reduced there may be older copies.
                 let entry = strays.entry(first).or_insert(stray);
@@ -282,7 +291,16 @@ impl Table {
         }
     }
 
-    /// Of a row of this table that passes its check: its first and its last sequence number, and what it counts for, which
+    /// Whether a row passes all of its checks.
+    fn is_whole(self, key: &[u8], value: &[u8]) -> bool {
+        match self {
+            Self::Chunks => schema::parse_chunk_key(key)
+                .is_some_and(|key| matches!(schema::parse_chunk(key, value), ChunkRow::Whole(_))),
+            Self::Dead => schema::dead_of(key, value).is_some(),
+        }
+    }
+
+    /// Of a row of this table whose head passes its check: its first and its last sequence number, and what it counts for, which
     /// is events or bytes.
     fn worth(self, key: &[u8], value: &[u8]) -> Option<(u64, u64, u64)> {
         match self {
@@ -296,6 +314,31 @@ impl Table {
                 Some((dead.seq, dead.seq, value.len() as u64))
             }
         }
+    }
+}
+
+/// The sequence numbers of the rows that were found. Neighbours are one range, so that it stays small.
+#[derive(Debug, Default)]
+struct Covered {
+    /// First and last number of each range.
+    ranges: BTreeMap<u64, u64>,
+}
+
+impl Covered {
+    fn overlaps(&self, first: u64, last: u64) -> bool {
+        self.ranges.range(..=last).next_back().is_some_and(|(_, end)| *end >= first)
+    }
+
+    /// Adds a range, unless a part of it is there already.
+    fn add(&mut self, first: u64, last: u64) -> bool {
+        if self.overlaps(first, last) {
+            return false;
+        }
+        let before = self.ranges.range(..first).next_back().map(|(start, end)| (*start, *end));
+        let start = before.filter(|(_, end)| end.saturating_add(1) == first).map_or(first, |(start, _)| start);
+        let end = last.checked_add(1).and_then(|next| self.ranges.remove(&next)).unwrap_or(last);
+        self.ranges.insert(start, end);
+        true
     }
 }
 
@@ -329,6 +372,16 @@ fn chosen<P: Copy>(strays: &BTreeMap<u64, Stray<P>>, missing: Option<u64>) -> Ve
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_covered_is_one_range_where_it_can_be() {
+        let mut covered = Covered::default();
+        assert!(covered.add(10, 19) && covered.add(30, 39) && covered.add(20, 25));
+        assert!(!covered.add(5, 10) && !covered.add(26, 30) && !covered.add(0, u64::MAX) && !covered.add(12, 12));
+        assert!(covered.add(26, 29) && covered.add(u64::MAX, u64::MAX) && covered.add(0, 9));
+        assert_eq!(covered.ranges, [(0, 39), (u64::MAX, u64::MAX)].into());
+        assert!(covered.overlaps(39, 50) && !covered.overlaps(40, 50));
+    }
 
     #[test]
     fn of_rows_that_a_search_finds_the_newest_are_missing() {

@@ -10,12 +10,12 @@
 //! are used, one for each of the last two commits, and which commit is the newer; everything else in it is constant, or
 //! says how to write to the file.
 //!
-//! A table is read in three passes:
+//! A table is read in four passes:
 //! 1. From the root of the newest commit, the pages whose checksums are right.
-//! 2. In the ranges of keys of the others, the pages of the commit before, whose checksums are right. It shares most pages
-//!    with the newest. The last commit may have removed some of these rows: then they are back.
-//! 3. In these ranges, what the pages themselves contain, although their checksums are wrong: the rows have checks of
-//!    their own. A file that was cut ends in such a page.
+//! 2. From the others, whose checksums are wrong, the rows that are whole all the same: they have checks of their own.
+//! 3. In the ranges of keys of these others, the pages of the commit before, whose checksums are right. It shares most
+//!    pages with the newest. The last commit may have removed or reduced some of these rows: then they are back.
+//! 4. What else the damaged pages contain. A file that was cut ends in such a page.
 //!
 //! Where a page is lost that says where others are, no pass reaches those. [`Trees::search`] looks for them in the whole
 //! file. It also finds pages that are free and have not been written since, so that the caller must choose.
@@ -55,6 +55,8 @@ const ROOT_IN_TABLE: usize = 10;
 
 /// Gets a row that was found and its place, and returns whether it is one.
 type Each<'a> = &'a mut dyn FnMut(&[u8], &[u8], Place) -> bool;
+/// Whether a row is whole, by its own checks.
+type IsWhole<'a> = &'a dyn Fn(&[u8], &[u8]) -> bool;
 /// Gets key and value of a row.
 pub(super) type Sink<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<(), StoreError>;
 
@@ -96,7 +98,7 @@ enum Trust {
 }
 
 /// What a walk has met.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Walk {
     /// A bit for each 4 KiB of the file: whether a page that was read begins there.
     seen: Vec<u64>,
@@ -149,9 +151,9 @@ impl Trees {
         Ok(trees)
     }
 
-    /// Passes every row of a table that can be reached to `sink`, each key once, until that fails. What comes from a
-    /// damaged page comes last, and may be anything.
-    pub(super) fn rows(&self, table: &str, sink: Sink<'_>) -> Result<Unreached, StoreError> {
+    /// Passes every row of a table that can be reached to `sink`, each key once, until that fails. The newest come first.
+    /// What comes from a damaged page and is not whole comes last, and may be anything.
+    pub(super) fn rows(&self, table: &str, is_whole: IsWhole<'_>, sink: Sink<'_>) -> Result<Unreached, StoreError> {
         let roots = self.roots(table);
         let Some((newest, others)) = roots.split_first() else { return Ok(Unreached::everything()) };
         let Some(newest) = newest else { return Ok(Unreached::default()) };
@@ -161,6 +163,10 @@ impl Trees {
             return Ok(Unreached::default());
         }
         walk.damaged = suspects.len() as u64;
+        let mut trial = walk.clone();
+        self.scan(suspects.clone(), Trust::Any, &mut trial, &mut |key, value| {
+            if is_whole(key, value) && found.insert(key.to_vec()) { sink(key, value) } else { Ok(()) }
+        })?;
         for other in others.iter().flatten() {
             self.scan(vec![Visit::root(*other)], Trust::Whole, &mut walk, &mut |key, value| {
                 let is_wanted = suspects.iter().any(|suspect| suspect.has(key)) && found.insert(key.to_vec());

@@ -637,3 +637,39 @@ fn every_row_on_a_whole_page_is_saved() {
         assert_eq!(store.ledger().imbalance(), 0, "{name}: {report:?}");
     }
 }
+
+#[test]
+fn a_row_that_the_last_commit_reduced_comes_back_once() {
+    let dir = scratch();
+    let (store, _) = open_in(dir.path());
+    for epoch in 1..=30 {
+        store.apply(&checkpoint_of(epoch, chunk(epoch * 10 - 9, 10, 30))).unwrap();
+    }
+    // What is kept of a row has another key if its first record is gone.
+    let before = chunk(101, 10, 30);
+    let kept = before.retain(|seq| seq > 101).unwrap();
+    let removal = Removal { delivered: 1, ..Removal::keeping(before.key, Some(kept)) };
+    store.apply(&Changes { remove: vec![removal], ..Changes::default() }).unwrap();
+    let queued = store.ledger().queued_events;
+    // As a kill leaves it: closing makes further commits.
+    let bytes = std::fs::read(dir.path().join("queue.redb")).unwrap();
+    drop(store);
+    let mut found = 0;
+    for at in (4096..bytes.len()).step_by(700) {
+        let mut mutated = bytes.clone();
+        mutated[at] ^= 0xFF;
+        let (dir, _path) = store_of(&mutated);
+        let options = StoreOptions { untrusted: true, ..options() };
+        let (store, report) = Store::open(&Disk::default(), dir.path(), &options, 1).unwrap();
+        let ledger = store.ledger();
+        let mut seqs = BTreeSet::new();
+        for chunk in read_all(&store).chunks {
+            for (head, _) in frame::frames(&chunk.frames, chunk.salt) {
+                assert!(seqs.insert(head.seq), "byte {at}: record {} is there twice", head.seq);
+            }
+        }
+        assert!(ledger.queued_events <= queued + 1 && ledger.imbalance() == 0, "byte {at}: {report:?}");
+        found += u64::from(ledger.queued_events < queued);
+    }
+    assert!(found > 0, "no byte belonged to a row");
+}
