@@ -207,7 +207,7 @@ fn advice_by_kind(kind: io::ErrorKind, facts: &Facts, needed: &str) -> String {
         }
         // Creating a directory where a file exists fails with `AlreadyExists`.
         io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
-            format!("it is not a directory, or lies below a file; {ANOTHER}")
+            format!("it is not a directory, or lies below a file; move the file away, or {ANOTHER}")
         }
         io::ErrorKind::NotFound => format!(
             "it does not exist and cannot be created: it was removed, its path contains a broken symbolic link, or no directory can be \

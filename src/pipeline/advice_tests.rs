@@ -43,7 +43,7 @@ const ADVICE: &[(i32, &str)] = &[
     ),
     (
         libc::ENOTDIR,
-        "it is not a directory, or lies below a file; choose another directory (queue_dir, POSTHOG_QUEUE_DIR)",
+        "it is not a directory, or lies below a file; move the file away, or choose another directory (queue_dir, POSTHOG_QUEUE_DIR)",
     ),
     (
         libc::ENOENT,

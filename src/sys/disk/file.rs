@@ -440,10 +440,16 @@ impl Disk {
                 Op::Create
             }
         };
-        let file = self.guarded(op, path, 0, || options.open(path))?;
+        // The path is part of the error: the error of a queue names its directory alone.
+        let no_file =
+            || io::Error::new(io::ErrorKind::InvalidInput, format!("{} is not a regular file", path.display()));
+        let file = self.guarded(op, path, 0, || options.open(path)).map_err(|error| match error.kind() {
+            io::ErrorKind::IsADirectory => no_file(),
+            _ => error,
+        })?;
         let metadata = file.metadata()?;
         if !metadata.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+            return Err(no_file());
         }
         if !(self.reads_any_user && how == Open::ReadOnly) {
             filesystem::vet(&metadata, path)?;

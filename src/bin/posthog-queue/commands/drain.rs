@@ -399,6 +399,9 @@ fn report(drained: &Drained, output: &mut Output) -> Result<Verdict, Failure> {
         Ended::Left if found.is_none() => "Not moved: something is left in".to_owned(),
         _ if remaining == 0 && found.is_none() => "Nothing to deliver in".to_owned(),
         _ if remaining == 0 && is_fine => format!("Delivered {delivered}{host}; nothing is left in"),
+        _ if remaining == 0 && found.is_some_and(|found| !found.skipped.is_empty()) => {
+            format!("Delivered {delivered}{host}; no event waits any more in the queues that could be opened of")
+        }
         _ if remaining == 0 => format!("Delivered {delivered}{host}; no event waits any more in"),
         _ => format!("Delivered {delivered}{host}; {} left in", are(remaining)),
     };
