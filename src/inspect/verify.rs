@@ -121,7 +121,8 @@ impl QueueDir {
             Some(state) => state.ledger.queued_events,
             None => facts.page_ledger.map_or(0, |ledger| ledger.queued_events),
         };
-        let store_lost = expected.saturating_sub(facts.events);
+        // Rows that came back may be as many as are missing elsewhere.
+        let store_lost = expected.saturating_sub(facts.events).max(facts.torn_lost);
         if !facts.has_store && !self.is_blank() {
             let what = if expected > 0 { "it is missing, with the events in it" } else { "it is missing" };
             problems.push(damage(store.clone(), what.into(), Some(expected)));

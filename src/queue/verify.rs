@@ -49,6 +49,8 @@ pub(crate) struct Facts {
     /// Dead letters that can be read, and the bytes of their reasons and bodies.
     pub(crate) dead: u64,
     pub(crate) dead_bytes: u64,
+    /// Events that are missing in rows that were found.
+    pub(crate) torn_lost: u64,
     /// Dead letters that are known to be lost.
     pub(crate) dead_lost: u64,
     /// Records in the journal that are not in the store.
@@ -179,6 +181,7 @@ impl Reader {
                 Row::Chunk { chunk, lost: torn } => {
                     let count = facts.chunk(&chunk);
                     let missing = u64::from(chunk.count).saturating_sub(count).saturating_add(torn);
+                    facts.torn_lost = facts.torn_lost.saturating_add(missing);
                     if missing > 0 {
                         let why = format!("the row of record {} is damaged in part", chunk.key.first_seq);
                         facts.add(lost(why, Some(missing)));

@@ -10,7 +10,7 @@ use super::OpenDatabase;
 use super::backend::StoreFile;
 use super::files::{Interrupted, QUEUE, StoreDir, StoreOptions};
 use super::rows::{Project, State};
-use super::salvage::{Rebuild, Salvage};
+use super::salvage::{Rebuild, Salvage, Salvaged};
 use super::schema::{self, CHUNKS, DEAD};
 use crate::queue::error::{StoreError, guarded, is_of_the_machine};
 use crate::sys::clock::WallNanos;
@@ -36,6 +36,8 @@ pub(crate) struct OpenReport {
     /// How many sequence numbers the file is behind the status page: an older file was put in its place.
     pub(crate) behind_witness: u64,
 }
+
+const BAD_PAGES: &str = "pages of the queue's file are damaged";
 
 /// Opens the store in `place`, whatever state its file is in.
 pub(super) fn open(place: &StoreDir, now: WallNanos) -> Result<(OpenDatabase, State, OpenReport), StoreError> {
@@ -69,7 +71,7 @@ pub(super) fn open(place: &StoreDir, now: WallNanos) -> Result<(OpenDatabase, St
             Err(error) if error.is_damage() => report.damage = Some(in_full(&error)),
             Err(error) => return Err(error),
         }
-        rebuild_from(place, &mut report)?;
+        let _ = rebuild_from(place, &mut report)?;
         report.damaged_file = Some(place.install_beside_damaged(now)?);
     } else {
         create(place, &mut report)?;
@@ -82,8 +84,9 @@ pub(super) fn open(place: &StoreDir, now: WallNanos) -> Result<(OpenDatabase, St
 /// missing, the old file is kept.
 pub(super) fn replace(place: &StoreDir, now: WallNanos) -> Result<(OpenDatabase, State, OpenReport), StoreError> {
     let mut report = OpenReport { replaced: true, ..OpenReport::default() };
-    rebuild_from(place, &mut report)?;
-    if report.lost_events > 0 {
+    let salvaged = rebuild_from(place, &mut report)?;
+    if report.lost_events > 0 || salvaged.is_damaged {
+        report.damage.get_or_insert_with(|| BAD_PAGES.to_owned());
         report.damaged_file = Some(place.install_beside_damaged(now)?);
     } else {
         place.install()?;
@@ -120,12 +123,12 @@ fn create(place: &StoreDir, report: &mut OpenReport) -> Result<(), StoreError> {
 }
 
 /// Builds a finished file from what can be read of the present one, which is not changed.
-fn rebuild_from(place: &StoreDir, report: &mut OpenReport) -> Result<(), StoreError> {
+fn rebuild_from(place: &StoreDir, report: &mut OpenReport) -> Result<Salvaged, StoreError> {
     let mut salvage = Salvage::open(place)?;
     let meta = salvage.meta()?;
     meta.refuse_foreign(&place.options.project)?;
     let mut rebuild = Rebuild::begin(place)?;
-    let dead_lost = salvage.copy_into(&mut rebuild)?;
+    let salvaged = salvage.copy_into(&mut rebuild)?;
 
     // Without its state, the file has no epoch either. An arena that was checkpointed is marked free in the arena
     // itself.
@@ -136,8 +139,31 @@ fn rebuild_from(place: &StoreDir, report: &mut OpenReport) -> Result<(), StoreEr
     state.ledger.recount(found.queued_events, found.queued_bytes, found.accepted);
     report.salvaged_events = found.queued_events;
     report.lost_events = state.ledger.damaged.saturating_sub(damaged_before);
-    report.lost_events = report.lost_events.saturating_add(state.ledger.lose_dead(dead_lost));
-    rebuild.finish(&place.options.project, state)
+    if salvaged.unsure_events > 0 {
+        state.ledger.lose_hidden(salvaged.torn_events.saturating_sub(report.lost_events));
+        report.lost_events = state.ledger.damaged.saturating_sub(damaged_before);
+    }
+    report.lost_events = report.lost_events.saturating_add(state.ledger.lose_dead(salvaged.dead_lost));
+    if let Some(doubt) = doubt(&salvaged) {
+        let why = report.damage.take().unwrap_or_else(|| BAD_PAGES.to_owned());
+        report.damage = Some(format!("{why}; {doubt}"));
+    }
+    rebuild.finish(&place.options.project, state)?;
+    Ok(salvaged)
+}
+
+/// What the counts do not say: if something came back that had been removed, as many others may be missing unnoticed.
+fn doubt(salvaged: &Salvaged) -> Option<String> {
+    let what = match (salvaged.unsure_events, salvaged.has_unsure_dead) {
+        (0, false) => return None,
+        (0, true) => "some dead letters are".to_owned(),
+        (events, false) => format!("{events} of the saved events are"),
+        (events, true) => format!("{events} of the saved events and some dead letters are"),
+    };
+    Some(format!(
+        "{what} from pages that the newest state of the file does not name: they may have been delivered or removed before, \
+         and as many others may be lost"
+    ))
 }
 
 pub(super) fn open_existing(place: &StoreDir, check_integrity: bool) -> Result<(OpenDatabase, State), StoreError> {

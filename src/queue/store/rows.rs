@@ -71,8 +71,9 @@ impl Chunk {
         )
     }
 
-    /// The whole records in damaged bytes: those behind a bad record are found again, and one that a misdirected write
-    /// put in a second place counts once.
+    /// The whole records in damaged bytes: those behind a bad record are found again. A misdirected write may have put records
+    /// of this row in a second place, or records of another row of the same round here: each counts once, and those that
+    /// are outside of the numbers of this row do not count.
     pub(super) fn salvage(&self) -> Option<Chunk> {
         let mut whole = BTreeMap::new();
         let mut at = 0;
@@ -84,6 +85,12 @@ impl Chunk {
                 }
                 None => at = at.saturating_add(frame::FRAME_ALIGN),
             }
+        }
+        whole.retain(|seq, _| *seq >= self.key.first_seq);
+        // A row whose records were decided in part has gaps, and its last number is not known.
+        let up_to = self.key.first_seq.saturating_add(u64::from(self.count.max(1)) - 1);
+        if whole.range(..=up_to).count() * 2 >= whole.len() {
+            whole.retain(|seq, _| *seq <= up_to);
         }
         self.rebuild(whole.into_iter().map(|(seq, (begin, end))| (seq, begin, end)))
     }
@@ -244,6 +251,14 @@ impl Ledger {
         }
         self.accepted = self.accepted.saturating_add(surplus);
     }
+
+    /// Events that are known to be lost, while the counts alone would hide them behind others that came back: those were
+    /// delivered, and are not any more.
+    pub(super) fn lose_hidden(&mut self, events: u64) {
+        let hidden = events.min(self.delivered);
+        self.delivered -= hidden;
+        self.damaged = self.damaged.saturating_add(hidden);
+    }
 }
 
 #[cfg(test)]
@@ -290,6 +305,23 @@ mod tests {
         bytes.copy_within(3 * each.., each);
         let saved = Chunk { frames: bytes.into(), ..whole }.salvage().unwrap();
         assert_eq!((seqs(&saved), saved.count), (vec![1, 3, 4], 3));
+    }
+
+    #[test]
+    fn records_of_another_row_are_not_saved_from_this_one() {
+        let foreign = chunk_of(&[3, 2, 23, 24, 8, 9]);
+        let row = Chunk { key: ChunkKey::new(5), count: 6, ..foreign };
+        assert_eq!(seqs(&row.salvage().unwrap()), [8, 9]);
+        // Where records in between were delivered, the last number is not known.
+        assert_eq!(seqs(&chunk_of(&[5, 30, 40, 50]).salvage().unwrap()), [5, 30, 40, 50]);
+    }
+
+    #[test]
+    fn what_came_back_does_not_hide_what_is_lost() {
+        let mut ledger = Ledger { accepted: 10, delivered: 3, queued_events: 7, ..Ledger::default() };
+        ledger.recount(8, 800, 0);
+        ledger.lose_hidden(2);
+        assert_eq!((ledger.damaged, ledger.delivered, ledger.imbalance()), (2, 0, 0));
     }
 
     #[test]

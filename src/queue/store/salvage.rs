@@ -184,39 +184,53 @@ impl Salvage {
         }
     }
 
-    /// Copies everything. Returns the number of dead letters that are lost.
-    pub(super) fn copy_into(&self, rebuild: &mut Rebuild) -> Result<u64, StoreError> {
-        self.copy_table(Table::Chunks, &mut |key, value| {
+    /// Copies everything that can be read.
+    pub(super) fn copy_into(&self, rebuild: &mut Rebuild) -> Result<Salvaged, StoreError> {
+        let mut torn_events: u64 = 0;
+        let chunks = self.copy_table(Table::Chunks, &mut |key, value| {
             let Some(key) = schema::parse_chunk_key(key) else { return Ok(()) };
             let chunk = match schema::parse_chunk(key, value) {
                 ChunkRow::Whole(chunk) => Some(chunk),
-                ChunkRow::Torn(chunk) => chunk.salvage(),
+                ChunkRow::Torn(torn) => {
+                    let saved = torn.salvage();
+                    let lost = torn.count.saturating_sub(saved.as_ref().map_or(0, |saved| saved.count));
+                    torn_events = torn_events.saturating_add(lost.into());
+                    saved
+                }
                 ChunkRow::Lost => None,
             };
             chunk.map_or(Ok(()), |chunk| rebuild.push(chunk))
         })?;
         let mut dead_letters = 0;
-        let copied = self.copy_table(Table::Dead, &mut |key, value| {
+        let dead = self.copy_table(Table::Dead, &mut |key, value| {
             let Some(dead) = schema::dead_of(key, value) else { return Ok(()) };
             dead_letters += 1;
             rebuild.dead_letter(dead)
         })?;
         rebuild.write_waiting()?;
-        Ok(copied.lost(dead_letters))
+        Ok(Salvaged {
+            dead_lost: dead.lost(dead_letters),
+            torn_events,
+            unsure_events: chunks.unsure,
+            has_unsure_dead: dead.unsure > 0,
+            is_damaged: chunks.is_damaged() || dead.is_damaged(),
+        })
     }
 
     /// Passes every row of a table that can be read to `sink`, each key once, until that fails. Returns the number of
     /// damaged pages, and whether all of the table was found, damaged or not.
     pub(super) fn copy_table(&self, table: Table, sink: Sink<'_>) -> Result<Copied, StoreError> {
         let Some(trees) = &self.trees else { return Ok(Copied::default()) };
-        let (mut found, mut covered) = (0_u64, Covered::default());
-        let unreached = trees.rows(table.name(), &|key, value| table.is_whole(key, value), &mut |key, value| {
+        let (mut found, mut unsure, mut covered) = (0_u64, 0_u64, Covered::default());
+        let is_whole = |key: &[u8], value: &[u8]| table.is_whole(key, value);
+        let unreached = trees.rows(table.name(), &is_whole, &mut |key, value, is_current| {
             if let Some((first, last, amount)) = table.worth(key, value) {
-                // A row of an earlier commit may be what others were made of.
+                // What is left of a row that was reduced has another key. A row of the commit before may be the whole one.
                 if !covered.add(first, last) {
                     return Ok(());
                 }
                 found = found.saturating_add(amount);
+                unsure = unsure.saturating_add(if is_current { 0 } else { amount });
             }
             sink(key, value)
         })?;
@@ -232,35 +246,51 @@ impl Salvage {
                 if covered.overlaps(first, last) {
                     return true;
                 }
-                let stray = Stray { last, amount, place };
-                // Of a row that was reduced there may be older copies.
+                let stray = Stray { last, amount, place, is_whole: table.is_whole(key, value) };
+                // Of a row that was reduced there may be older copies; and of any row copies that were overwritten in part.
                 let entry = strays.entry(first).or_insert(stray);
-                if amount < entry.amount {
+                if (!stray.is_whole, stray.amount) < (!entry.is_whole, entry.amount) {
                     *entry = stray;
                 }
                 true
             });
             for stray in chosen(&strays, missing) {
                 found = found.saturating_add(stray.amount);
+                unsure = unsure.saturating_add(stray.amount);
                 trees.row_at(stray.place, sink)?;
             }
         }
         Ok(Copied {
             damaged_pages: unreached.damaged_pages(),
             is_complete: unreached.is_nothing(),
+            unsure,
             rows: trees.len(table.name()),
             is_short: expected.is_some_and(|expected| found < expected),
         })
     }
 }
 
+/// What [`Salvage::copy_into`] has met.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Salvaged {
+    /// Dead letters that are lost.
+    pub(super) dead_lost: u64,
+    /// Events that are missing in rows that were found.
+    pub(super) torn_events: u64,
+    /// Events, and whether there are dead letters, that the newest commit does not name.
+    pub(super) unsure_events: u64,
+    pub(super) has_unsure_dead: bool,
+    /// Whether a page is not what was written.
+    pub(super) is_damaged: bool,
+}
+
 /// How a table was read.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Copied {
-    #[cfg_attr(not(feature = "inspect"), expect(dead_code, reason = "the tool reports it"))]
     pub(super) damaged_pages: u64,
+    /// How much of it the newest commit does not name, in events or in bytes of dead letters.
+    unsure: u64,
     /// Whether every page of the table is known.
-    #[cfg_attr(not(feature = "inspect"), expect(dead_code, reason = "the tool reports it"))]
     pub(super) is_complete: bool,
     /// The rows that the table should have.
     rows: Option<u64>,
@@ -269,6 +299,10 @@ pub(super) struct Copied {
 }
 
 impl Copied {
+    fn is_damaged(&self) -> bool {
+        self.damaged_pages > 0 || !self.is_complete
+    }
+
     /// The number of rows that are lost if so many were found. Where the file does not tell how many there should be, but
     /// that some are missing, it is one.
     pub(super) fn lost(&self, found: u64) -> u64 {
@@ -348,6 +382,7 @@ struct Stray<P = Place> {
     last: u64,
     amount: u64,
     place: P,
+    is_whole: bool,
 }
 
 /// The rows, by their first sequence number, that are taken to be what is missing: the newest, because the oldest are
@@ -386,7 +421,7 @@ mod tests {
     #[test]
     fn of_rows_that_a_search_finds_the_newest_are_missing() {
         let strays: BTreeMap<u64, Stray<u64>> = [(1, 10), (11, 5), (16, 10), (21, 5), (26, 2)]
-            .map(|(first, amount)| (first, Stray { last: first + amount - 1, amount, place: first }))
+            .map(|(first, amount)| (first, Stray { last: first + amount - 1, amount, place: first, is_whole: true }))
             .into();
         let firsts = |missing| chosen(&strays, missing).iter().map(|stray| stray.place).collect::<Vec<_>>();
         assert_eq!(firsts(None), [1, 11, 21, 26], "16 to 25 was reduced to 21 to 25");

@@ -267,14 +267,15 @@ impl Store {
             let table = db.begin_read()?.open_table(CHUNKS)?;
             let first = schema::chunk_key(ChunkKey::new(0));
             let last = schema::chunk_key(ChunkKey::new(u64::MAX));
-            let after = after.filter(|after| after.prefix == 0).map(schema::chunk_key);
+            let read_after = after.filter(|after| after.prefix == 0);
+            let after = read_after.map(schema::chunk_key);
             let from =
                 after.as_ref().map_or(Bound::Included(first.as_slice()), |after| Bound::Excluded(after.as_slice()));
             if after == Some(last) {
                 return Ok(Read::default());
             }
             let mut read = Read::default();
-            let mut bytes: usize = 0;
+            let (mut bytes, mut least) = (0_usize, read_after.map_or(0, |after| after.first_seq.saturating_add(1)));
             for row in table.range::<&[u8]>((from, Bound::Included(last.as_slice())))? {
                 let (key, value) = row?;
                 let (key, value) = (key.value(), value.value());
@@ -285,9 +286,17 @@ impl Store {
                 let Some(key) = schema::parse_chunk_key(key) else {
                     return Err(StoreError::damaged("a row has a key that this library does not write"));
                 };
+                // A page that was written over another one, with rows that pass their checks.
+                if key.first_seq < least {
+                    return Err(StoreError::damaged("the rows are not in the order of their numbers"));
+                }
+                least = key.first_seq.saturating_add(1);
                 read.last = Some(key);
                 match schema::parse_chunk(key, value) {
-                    ChunkRow::Whole(chunk) => read.chunks.push(chunk),
+                    ChunkRow::Whole(chunk) => {
+                        least = key.first_seq.saturating_add(u64::from(chunk.count.max(1)));
+                        read.chunks.push(chunk);
+                    }
                     ChunkRow::Torn(chunk) => read.damaged.push(Removal::keeping(key, chunk.salvage())),
                     ChunkRow::Lost => read.damaged.push(Removal::keeping(key, None)),
                 }

@@ -7,8 +7,8 @@
 //!
 //! A commit names the root of a tree of tables, and that one the root of each table. Whoever names a page also has its
 //! checksum, so a page that is not what was written is noticed, wherever it came from. Of the header only the two roots
-//! are used, one for each of the last two commits, and which commit is the newer; everything else in it is constant, or
-//! says how to write to the file.
+//! are used, one for each of the last two commits, and the bit that says which commit is the newer; everything else in it
+//! is constant, or says how to write to the file. A later commit that the bit does not name may be one that failed.
 //!
 //! A table is read in four passes:
 //! 1. From the root of the newest commit, the pages whose checksums are right.
@@ -41,13 +41,17 @@ const LEAF: u8 = 1;
 const BRANCH: u8 = 2;
 /// Real trees are not nearly as deep.
 const DEPTH_MOST: u32 = 128;
+/// No key is longer that this library makes.
+const KEY_MOST: usize = 64;
 
 /// Bytes of the header that are used.
 const HEADER: usize = 320;
 /// The byte with the number of the newest commit's slot, in its lowest bit.
 const FLAGS_AT: usize = 9;
-/// Where the root is, in either slot: behind a version and two flags, which are constant.
-const ROOTS_AT: [usize; 2] = [64 + 8, 192 + 8];
+/// Where the slots of the commits begin.
+const SLOTS_AT: [usize; 2] = [64, 192];
+/// Where the root is in a slot: behind a version and two flags, which are constant.
+const ROOT_IN_SLOT: usize = 8;
 /// Where the number of rows is in the description of a table, and the root: behind the type of the table, and behind a
 /// flag.
 const LEN_IN_TABLE: usize = 1;
@@ -59,6 +63,9 @@ type Each<'a> = &'a mut dyn FnMut(&[u8], &[u8], Place) -> bool;
 type IsWhole<'a> = &'a dyn Fn(&[u8], &[u8]) -> bool;
 /// Gets key and value of a row.
 pub(super) type Sink<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<(), StoreError>;
+
+/// Gets a row, and whether the newest commit has it: the commit before may have rows that were removed since.
+type RowSink<'a> = &'a mut dyn FnMut(&[u8], &[u8], bool) -> Result<(), StoreError>;
 
 /// The trees of a file.
 #[derive(Debug)]
@@ -76,6 +83,23 @@ struct Named {
     checksum: u128,
 }
 
+/// Where the rows of a table begin.
+#[derive(Debug)]
+struct Roots {
+    /// According to the newest commit, and to the one before; `None` inside for a table without rows, outside if that
+    /// commit does not tell.
+    newest: Option<Option<Named>>,
+    before: Option<Option<Named>>,
+    /// According to damaged pages.
+    suspect: Vec<Named>,
+}
+
+impl Roots {
+    fn into_all(self) -> impl Iterator<Item = Named> {
+        [self.newest, self.before].into_iter().flatten().flatten().chain(self.suspect)
+    }
+}
+
 /// A page to be visited.
 #[derive(Clone, Debug)]
 struct Visit {
@@ -84,6 +108,8 @@ struct Visit {
     above: Option<Rc<[u8]>>,
     up_to: Option<Rc<[u8]>>,
     depth: u32,
+    /// Whether an undamaged page says that it is there.
+    is_certain: bool,
     /// Whether it was found to be damaged before.
     is_suspect: bool,
 }
@@ -108,13 +134,15 @@ struct Walk {
 }
 
 impl Walk {
-    /// `at` must be in the file.
-    fn see(&mut self, at: u64) {
-        let (word, bit) = ((at / PAGE / 64) as usize, at / PAGE % 64);
-        if self.seen.len() <= word {
-            self.seen.resize(word + 1, 0);
+    /// The first `len` bytes of a page at `at`, which are in the file.
+    fn see(&mut self, at: u64, len: usize) {
+        for page in at / PAGE..=at.saturating_add(len.saturating_sub(1) as u64) / PAGE {
+            let word = (page / 64) as usize;
+            if self.seen.len() <= word {
+                self.seen.resize(word + 1, 0);
+            }
+            self.seen[word] |= 1 << (page % 64);
         }
-        self.seen[word] |= 1 << bit;
     }
 
     fn has_seen(&self, at: u64) -> bool {
@@ -146,37 +174,50 @@ impl Trees {
         let mut trees = Self { file, len, commits: [None; 2] };
         let mut header = trees.read(0, HEADER);
         header.resize(HEADER, 0);
-        let newest = usize::from(header[FLAGS_AT] & 1);
-        trees.commits = [newest, 1 - newest].map(|slot| Named::parse(&header, ROOTS_AT[slot]));
+        let primary = usize::from(header[FLAGS_AT] & 1);
+        let slots = [primary, 1 - primary].map(|slot| &header[SLOTS_AT[slot]..]);
+        trees.commits = slots.map(|slot| Named::parse(slot, ROOT_IN_SLOT));
         Ok(trees)
     }
 
     /// Passes every row of a table that can be reached to `sink`, each key once, until that fails. The newest come first.
     /// What comes from a damaged page and is not whole comes last, and may be anything.
-    pub(super) fn rows(&self, table: &str, is_whole: IsWhole<'_>, sink: Sink<'_>) -> Result<Unreached, StoreError> {
-        let roots = self.roots(table);
-        let Some((newest, others)) = roots.split_first() else { return Ok(Unreached::everything()) };
-        let Some(newest) = newest else { return Ok(Unreached::default()) };
+    pub(super) fn rows(&self, table: &str, is_whole: IsWhole<'_>, sink: RowSink<'_>) -> Result<Unreached, StoreError> {
+        let Roots { newest, before, suspect } = self.roots(table);
         let (mut walk, mut found) = (Walk::default(), BTreeSet::new());
-        let suspects = self.scan(vec![Visit::root(*newest)], Trust::Whole, &mut walk, sink)?;
+        let is_known = newest.is_some();
+        let suspects = match newest {
+            Some(None) => return Ok(Unreached::default()),
+            Some(Some(root)) => {
+                let root = vec![Visit::root(root)];
+                self.scan(root, Trust::Whole, &mut walk, &mut |key, value| sink(key, value, true))?
+            }
+            None if before.is_none() && suspect.is_empty() => return Ok(Unreached::everything()),
+            // Where it is not known where the rows are, all that is found is of the commit before, or must be looked for.
+            None => suspect.into_iter().chain([Named::NOWHERE]).map(Visit::root).collect(),
+        };
         if suspects.is_empty() {
             return Ok(Unreached::default());
         }
         walk.damaged = suspects.len() as u64;
+        // The commit before may have been a level lower.
+        let leaf_depth = walk.leaf_depth;
         let mut trial = walk.clone();
         self.scan(suspects.clone(), Trust::Any, &mut trial, &mut |key, value| {
-            if is_whole(key, value) && found.insert(key.to_vec()) { sink(key, value) } else { Ok(()) }
+            if is_whole(key, value) && found.insert(key.to_vec()) { sink(key, value, true) } else { Ok(()) }
         })?;
-        for other in others.iter().flatten() {
-            self.scan(vec![Visit::root(*other)], Trust::Whole, &mut walk, &mut |key, value| {
+        if let Some(Some(before)) = before {
+            self.scan(vec![Visit::root(before)], Trust::Whole, &mut walk, &mut |key, value| {
                 let is_wanted = suspects.iter().any(|suspect| suspect.has(key)) && found.insert(key.to_vec());
-                if is_wanted { sink(key, value) } else { Ok(()) }
+                if is_wanted { sink(key, value, false) } else { Ok(()) }
             })?;
         }
+        walk.leaf_depth = leaf_depth;
         let mut below = self.scan(suspects, Trust::Any, &mut walk, &mut |key, value| {
-            if found.insert(key.to_vec()) { sink(key, value) } else { Ok(()) }
+            if found.insert(key.to_vec()) { sink(key, value, true) } else { Ok(()) }
         })?;
-        below.retain(|visit| walk.leaf_depth.is_none_or(|depth| visit.depth < depth));
+        // If it is certain where a leaf was, it is no use to look for it elsewhere.
+        below.retain(|visit| !is_known || !visit.is_certain || walk.leaf_depth.is_none_or(|depth| visit.depth < depth));
         Ok(Unreached { below, walk, found })
     }
 
@@ -197,7 +238,7 @@ impl Trees {
 
     /// Passes the rows of a small table to `sink`: those of both commits, so that a key may come several times.
     pub(super) fn versions(&self, table: &str, sink: Sink<'_>) -> Result<(), StoreError> {
-        for root in self.roots(table).into_iter().flatten() {
+        for root in self.roots(table).into_all() {
             let mut walk = Walk::default();
             let suspects = self.scan(vec![Visit::root(root)], Trust::Whole, &mut walk, sink)?;
             self.scan(suspects, Trust::Any, &mut walk, sink)?;
@@ -211,9 +252,13 @@ impl Trees {
         let mut at = PAGE;
         while at < self.len {
             let mut size = PAGE;
-            let beginning = if unreached.walk.has_seen(at) { None } else { self.beginning(at, PAGE_MOST) };
+            // A page begins at a multiple of its size. So most places are too small for much, and the time to read what
+            // only looks like a large page is bounded.
+            let offset = (at - PAGE) % REGION;
+            let room = if offset == 0 { PAGE_MOST } else { (1 << offset.trailing_zeros()).min(PAGE_MOST) };
+            let beginning = if unreached.walk.has_seen(at) { None } else { self.beginning(at, room) };
             let beginning = beginning.filter(|page| page.is_leaf && page.is_in_order());
-            if let Some(page) = beginning.and_then(|_| self.page_at(at, PAGE_MOST, 0)) {
+            if let Some(page) = beginning.and_then(|_| self.page_at(at, room, 0)) {
                 let mut is_ours = false;
                 for row in 0..page.count {
                     let Some((key, value)) = page.row(row).filter(|(key, _)| unreached.has(key)) else { continue };
@@ -233,10 +278,10 @@ impl Trees {
         page.as_ref().and_then(|page| page.row(place.row)).map_or(Ok(()), |(key, value)| sink(key, value))
     }
 
-    /// The roots of a table, those first that are whole, and of these the newest. `None` for a table without rows.
-    fn roots(&self, table: &str) -> Vec<Option<Named>> {
-        let (mut whole, mut suspect) = (Vec::new(), Vec::new());
-        for commit in self.commits.into_iter().flatten() {
+    /// The roots of a table. What a damaged page says is believed only if it leads to a page that is right.
+    fn roots(&self, table: &str) -> Roots {
+        let mut suspect = Vec::new();
+        let mut root_in = |commit: Option<Named>| {
             let mut walk = Walk::default();
             let mut scan = |from, trust| {
                 let mut roots = Vec::new();
@@ -246,19 +291,15 @@ impl Trees {
                 });
                 (scanned.unwrap_or_default(), roots)
             };
-            let (suspects, sure) = scan(vec![Visit::root(commit)], Trust::Whole);
+            let (suspects, sure) = scan(vec![Visit::root(commit?)], Trust::Whole);
             let (_, unsure) = scan(suspects, Trust::Any);
-            whole.extend(sure.iter().filter(|root| root.is_none_or(|root| self.is_whole(root))));
-            whole.extend(unsure.iter().filter(|root| root.is_some_and(|root| self.is_whole(root))));
-            suspect.extend(sure.into_iter().chain(unsure).filter(Option::is_some));
-        }
-        let mut roots: Vec<Option<Named>> = Vec::new();
-        for root in whole.into_iter().chain(suspect) {
-            if !roots.contains(&root) {
-                roots.push(root);
-            }
-        }
-        roots
+            let unsure = unsure.into_iter().flatten();
+            let (right, wrong): (Vec<_>, Vec<_>) = unsure.partition(|root| self.is_whole(*root));
+            suspect.extend(wrong);
+            sure.first().copied().or_else(|| right.first().copied().map(Some))
+        };
+        let [newest, before] = self.commits.map(&mut root_in);
+        Roots { newest, before, suspect }
     }
 
     fn is_whole(&self, page: Named) -> bool {
@@ -294,16 +335,21 @@ impl Trees {
             walk.damaged += u64::from(!is_whole && !visit.is_suspect);
             match page {
                 Some(page) if page.is_leaf => {
-                    walk.see(at);
+                    // Of a damaged page the first bytes alone: where it ends is not known.
+                    walk.see(at, if is_whole { page.bytes.len() } else { 1 });
                     if is_whole {
                         walk.leaf_depth = Some(visit.depth);
                     }
-                    for (key, value) in (0..page.count).filter_map(|n| page.row(n)).filter(|(key, _)| visit.has(key)) {
+                    // A page of the same table may have been written over it, and have the only copy of its rows.
+                    let is_possible = |key: &[u8]| key.len() <= KEY_MOST && (!is_whole || visit.has(key));
+                    for (key, value) in (0..page.count).filter_map(|n| page.row(n)).filter(|(key, _)| is_possible(key))
+                    {
                         sink(key, value)?;
                     }
+                    left.extend((!is_whole && !visit.is_certain).then_some(visit));
                 }
                 Some(page) if visit.depth < DEPTH_MOST => {
-                    walk.see(at);
+                    walk.see(at, 1);
                     next.extend((0..=page.count).rev().filter_map(|n| page.visit(n, &visit)));
                     left.extend((!is_whole).then_some(visit));
                 }
@@ -342,6 +388,10 @@ impl Trees {
         };
         let count = usize::from(u16::from_le_bytes(array(&bytes, 2)?));
         let heads = if is_leaf { 4 + 8 * count } else { 8 + 24 * (count + 1) + 4 * count };
+        // With keys as short as ours, every branch is a page of the smallest size.
+        if heads as u64 > if is_leaf { size } else { PAGE } {
+            return None;
+        }
         if heads > bytes.len() {
             bytes = self.read(at, heads.min(available));
         }
@@ -365,6 +415,9 @@ impl Trees {
 }
 
 impl Named {
+    /// A page that no file has.
+    const NOWHERE: Self = Self { number: u64::MAX, checksum: 0 };
+
     /// Reads the number and the checksum at `at`; `None` for a tree without pages, of which both are zero.
     fn parse(bytes: &[u8], at: usize) -> Option<Self> {
         let named = Self {
@@ -386,7 +439,7 @@ impl Named {
 
 impl Visit {
     fn root(page: Named) -> Self {
-        Self { page, above: None, up_to: None, depth: 0, is_suspect: false }
+        Self { page, above: None, up_to: None, depth: 0, is_certain: true, is_suspect: false }
     }
 
     /// Whether the key can be below this page.
@@ -398,7 +451,7 @@ impl Visit {
 impl Unreached {
     /// Nothing tells where the table is.
     pub(super) fn everything() -> Self {
-        let root = Visit::root(Named { number: 0, checksum: 0 });
+        let root = Visit::root(Named::NOWHERE);
         Self { below: vec![root], ..Self::default() }
     }
 
@@ -473,7 +526,7 @@ impl Page {
         };
         let before = n.checked_sub(1).and_then(key).or_else(|| above.above.clone());
         let up_to = Some(n).filter(|n| *n < self.count).and_then(key).or_else(|| above.up_to.clone());
-        Some(Visit { page, above: before, up_to, depth: above.depth + 1, is_suspect: false })
+        Some(Visit { page, above: before, up_to, depth: above.depth + 1, is_certain: self.is_whole, is_suspect: false })
     }
 }
 
