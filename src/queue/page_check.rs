@@ -14,7 +14,7 @@
 //! An older library leaves these words as it finds them. So each owner that knows them repeats its start time in front of
 //! them, as in the run record, and otherwise the page is taken as it is.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -92,7 +92,9 @@ impl StatusPage {
 
     /// The check of the words that are there now, under their present owner. Called after each change of them.
     pub(super) fn seal(&self) {
-        self.set(Word::Check, self.check());
+        let check = self.check();
+        compiler_fence(Ordering::Release);
+        self.set(Word::Check, check);
     }
 
     fn check(&self) -> u64 {

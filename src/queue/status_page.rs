@@ -16,7 +16,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -308,11 +308,15 @@ impl StatusPage {
                 .filter_map(|index| self.word(index))
                 .for_each(|word| word.store(0, Ordering::Relaxed));
         }
-        // Until the end of this, the words are taken as they are: each of them is right, and the owner may die in between.
-        self.set(Word::CheckKept, 0);
         if predecessor.is_damaged {
             LEDGER.into_iter().chain([Word::Epoch, Word::OldestAt]).for_each(|word| self.set(word, 0));
         }
+        // Until the end of this, the words are taken as they are: each of them is right, and the owner may die in between.
+        // So the damaged ones are gone before. A death of the process keeps the order of the program; only the compiler
+        // could change it.
+        compiler_fence(Ordering::Release);
+        self.set(Word::CheckKept, 0);
+        compiler_fence(Ordering::Release);
         self.set_accepted(predecessor.accepted);
         self.set(Word::ClosedStore, 0);
         // A check that is due stays due until the store is open.
@@ -329,6 +333,7 @@ impl StatusPage {
         self.set(Word::Magic, MAGIC);
         self.begin_run(predecessor.run.as_ref(), boot_id, now);
         self.seal();
+        compiler_fence(Ordering::Release);
         self.set(Word::CheckKept, now as u64);
         // An owner that adopts marks its tasks on the page of its own queue.
         if let Some(build) = predecessor.died_in_task {
@@ -345,6 +350,8 @@ impl StatusPage {
         // A plain store: with any stronger operation, two processors that take turns would wait for each other. It
         // happens under the journal's lock, and a closed journal takes nothing, so the page is ours.
         self.store(Word::Accepted, seq);
+        // Costs no instruction: a killed process leaves the words in the order of its stores.
+        compiler_fence(Ordering::Release);
         // Again, for the reader that has to know whether to believe it: see `page_check.rs`. In the same line of the cache.
         self.store(Word::CleanExit, !seq);
     }
