@@ -18,7 +18,7 @@
 //! before it could say that it had ended. Where that is not certain, because one of the two was damaged, the content is
 //! imported once more: the events keep their uuids, of which PostHog keeps one.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fs;
 use std::io::{self, BufRead, Read};
 use std::path::{Path, PathBuf};
@@ -187,7 +187,7 @@ fn advised(error: InspectError, unpublished: &Path) -> InspectError {
     let is_there = |path: &Path| path.starts_with(unpublished);
     let (path, why) = match &error {
         InspectError::Io { path, source } if is_there(path) && is_of_content(source) => (path, source.to_string()),
-        InspectError::Queue { path, why } if is_there(path) && !why.contains("--restart") => (path, why.clone()),
+        InspectError::Queue { path, why } if is_there(path) => (path, why.clone()),
         _ => return error,
     };
     let why = format!(
@@ -256,6 +256,9 @@ impl<'a> Import<'a> {
         if let Some(doubt) = &doubt {
             notes.extend(String::from_utf8_lossy(doubt).lines().map(str::to_owned));
         }
+        // Each attempt that finds damage says the same.
+        let mut said = HashSet::new();
+        notes.retain(|note| said.insert(note.clone()));
         let is_doubtful = is_salvaged || doubt.is_some() || !notes.is_empty();
         if !is_whole(&filling) || options.restart {
             filling = anew(disk, group, filling)?;
@@ -412,7 +415,7 @@ fn is_salvaged(filling: &Filling) -> bool {
 
 /// Opens the unpublished queue; with the hash of its file if it is complete. If it cannot be opened, a complete one is
 /// published as it is, for `repair` or the next start of a program to save what is in it; any other is removed if a
-/// restart is asked for.
+/// restart is asked for. Neither is done while another process may have its lock.
 fn open_or_restart(
     disk: &Disk,
     group: &Group,
@@ -420,12 +423,12 @@ fn open_or_restart(
     notes: &mut Vec<String>,
 ) -> Result<(Filling, Option<Vec<u8>>), InspectError> {
     let dir = group.dir.join(UNPUBLISHED);
-    let claimed = claim(disk, group);
-    // Before it is opened: what is salvaged then does not have it any more.
-    let complete = match &claimed {
-        Err(InspectError::Input(_)) => None,
-        _ => store::meta_of(disk, &dir, COMPLETE),
+    let claimed = match claim(disk, group) {
+        Err(error) if may_be_locked(&dir) => return Err(error),
+        claimed => claimed,
     };
+    // Before it is opened: what is salvaged then does not have it any more.
+    let complete = store::meta_of(disk, &dir, COMPLETE);
     let error = match claimed.and_then(|claim| Filling::open(disk, group, claim)) {
         Ok(filling) => return Ok((filling, complete)),
         Err(InspectError::Input(why)) => return Err(InspectError::Input(why)),
@@ -442,18 +445,24 @@ fn open_or_restart(
     if !options.restart {
         return Err(error);
     }
-    // No process has the lock of what is no directory, or whose lock is no file.
-    let is_dir = fs::symlink_metadata(&dir).is_ok_and(|found| found.is_dir());
-    if !is_dir {
-        take_away(&dir)?;
-    } else if fs::symlink_metadata(dir.join("lock")).is_ok_and(|found| !found.is_file()) {
-        take_away(&dir.join("lock"))?;
+    if !may_be_locked(&dir) {
+        let is_dir = fs::symlink_metadata(&dir).is_ok_and(|found| found.is_dir());
+        take_away(&if is_dir { dir.join("lock") } else { dir.clone() })?;
     }
     let claim = claim(disk, group)?;
     remove(&dir)?;
     drop(claim);
     notes.push(BEGUN_ANEW.to_owned());
     Ok((open(disk, group)?, None))
+}
+
+/// Whether a process can have the lock of this directory: not if something else stands in its place, or in that of the
+/// lock's file.
+fn may_be_locked(dir: &Path) -> bool {
+    let is = |path: &Path, is: fn(&fs::Metadata) -> bool| {
+        fs::symlink_metadata(path).map_or(true, |found| is(&found))
+    };
+    is(dir, fs::Metadata::is_dir) && is(&dir.join("lock"), fs::Metadata::is_file)
 }
 
 /// Removes the content, under the lock, and opens an empty queue.
@@ -518,8 +527,8 @@ impl Stored {
             }
         }
         self.left -= 1;
-        let why = || "what an earlier attempt imported is damaged; restart (--restart)".to_owned();
         let body = self.bodies.pop_front();
+        let why = || "what an earlier attempt imported is damaged".to_owned();
         body.map(Some).ok_or_else(|| InspectError::Queue { path: filling.dir().into(), why: why() })
     }
 }
@@ -737,6 +746,7 @@ pub(crate) fn records_of_any(mut content: &[u8], max_event_bytes: usize) -> Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::disk::{Call, Op, Verdict, fail_when};
 
     /// The lengths of the lines that are found, with their numbers.
     fn lines_of(content: &str) -> Vec<(u64, Option<usize>)> {
@@ -748,6 +758,35 @@ mod tests {
         }
         assert_eq!(hex(&lines.hash.finalize()), hex(&Sha256::digest(content)), "the hash is that of the content");
         found
+    }
+
+    /// Imports these events on a disk behind a gate.
+    fn import_on(
+        queue_dir: &Path,
+        events: &str,
+        gate: impl Fn(&Call<'_>) -> Option<i32> + Send + Sync + 'static,
+    ) -> Result<Imported, InspectError> {
+        let fails = move |call: &Call<'_>, _| gate(call).map(|code| Verdict::Fail(io::Error::from_raw_os_error(code)));
+        let disk = Disk::gated(fail_when(fails));
+        let options = ImportOptions::new("phc_1", "https://us.i.posthog.com", queue_dir);
+        let group = Group::of(&options.api_key, &options.host, &options.queue_dir, &options.lane)?;
+        group.prepare(&disk)?;
+        import_into(&disk, &group, &mut events.as_bytes(), &options, &mut |_| {}, &mut |_| {})
+    }
+
+    #[test]
+    fn a_complete_import_whose_lock_fails_stays_unpublished() {
+        let dir = tempfile::tempdir().unwrap();
+        let events = r#"{"event":"a","distinct_id":"u"}"#;
+        let is_publishing = |call: &Call<'_>| call.op == Op::Rename && call.path.ends_with(UNPUBLISHED);
+        import_on(dir.path(), events, move |call| is_publishing(call).then_some(nix::libc::EIO)).unwrap_err();
+        let queues = || super::super::places::queues_and_imports(dir.path()).unwrap();
+        for code in [nix::libc::EIO, nix::libc::ENOLCK, nix::libc::ESTALE] {
+            import_on(dir.path(), events, move |call| (call.op == Op::Lock).then_some(code)).unwrap_err();
+            assert!(queues().iter().all(|queue| queue.is_import()), "published after {code}");
+        }
+        assert!(import_on(dir.path(), events, |_| None).unwrap().was_imported);
+        assert_eq!(queues().iter().map(|queue| queue.is_import()).collect::<Vec<_>>(), [false]);
     }
 
     #[test]
