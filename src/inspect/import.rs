@@ -459,9 +459,7 @@ fn open_or_restart(
 /// Whether a process can have the lock of this directory: not if something else stands in its place, or in that of the
 /// lock's file.
 fn may_be_locked(dir: &Path) -> bool {
-    let is = |path: &Path, is: fn(&fs::Metadata) -> bool| {
-        fs::symlink_metadata(path).map_or(true, |found| is(&found))
-    };
+    let is = |path: &Path, is: fn(&fs::Metadata) -> bool| fs::symlink_metadata(path).map_or(true, |found| is(&found));
     is(dir, fs::Metadata::is_dir) && is(&dir.join("lock"), fs::Metadata::is_file)
 }
 

@@ -328,8 +328,8 @@ pub(super) fn record_of(event: Incoming<'_>, seen: &mut Seen, terms: Terms<'_>) 
     Ok(record)
 }
 
-/// Sets the properties. Some libraries put `$set` and `$set_once` beside them, and PostHog adds those to the ones among
-/// them, where they count more.
+/// Sets the properties. Some libraries put `$set` and `$set_once` beside them. PostHog merges those into the ones
+/// among them, and they win over them.
 fn set_properties(event: &mut Event, fields: &Fields<'_>, properties: &Fields<'_>, left_out: &mut Vec<&'static str>) {
     let mut beside = Vec::new();
     for name in ["$set", "$set_once"] {

@@ -536,7 +536,7 @@ fn a_complete_import_is_not_lost_before_it_is_published() {
             fs::write(&other, bare("other")).unwrap();
             let ran = run(&[&import_args(&fixture, &other, &fixture.queue)[..], &["--restart", "--yes"]].concat());
             assert!(ran.status.code() <= Some(1), "{what}: {ran:?}");
-            // What keeps the queue from being opened is the operator's to remove.
+            // The operator has to remove what keeps the queue from being opened.
             for name in ["lock", "status"] {
                 let paths = fixture.shards().into_iter().map(|shard| shard.join(name));
                 paths.filter(|path| path.is_dir()).for_each(|path| fs::remove_dir_all(path).unwrap());
