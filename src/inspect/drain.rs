@@ -100,8 +100,11 @@ struct Seen {
     counts: Counts,
     /// Events that wait in it.
     queued: u64,
-    /// When its last owner took it over. As long as that stays and no process has the queue, the rest stays too.
+    /// When its last owner took it over.
     started_at: u64,
+    /// Whether no process had it. Then all of this stays for as long as no owner takes it over; a process that had it may
+    /// have changed the rest before it died.
+    was_free: bool,
 }
 
 /// The queues of a project at a moment.
@@ -120,6 +123,13 @@ impl Counts {
     fn of(ledger: &Ledger) -> Self {
         let lost = ledger.damaged.saturating_add(ledger.lost_unsynced);
         Self { delivered: ledger.delivered, dead_lettered: ledger.dead_lettered, lost }
+    }
+}
+
+impl Seen {
+    /// Whether a queue that no process has, with this page, is as it was seen.
+    fn is_still(&self, page: &queue::Predecessor) -> bool {
+        self.was_free && page.existed && self.started_at == page.started_at
     }
 }
 
@@ -373,17 +383,18 @@ fn seen_on(page: &queue::Predecessor, queue: &QueueDir) -> Seen {
     let of_store = if says_ledger(page) { None } else { read() };
     let counts = Counts::of(&page.ledger.filter(|_| of_store.is_none()).or(of_store).unwrap_or_default());
     let queued = of_store.map_or_else(|| page.queued_events(), |ledger| ledger.queued_events);
-    Seen { counts, queued, started_at: page.started_at }
+    Seen { counts, queued, started_at: page.started_at, was_free: false }
 }
 
 /// A queue that no process has, from its store and its journal, which are read only once.
 fn seen_in(page: &queue::Predecessor, queue: &QueueDir, before: &BTreeMap<PathBuf, Seen>) -> Seen {
-    let unchanged = before.get(queue.path()).filter(|seen| page.existed && seen.started_at == page.started_at);
+    let unchanged = before.get(queue.path()).filter(|seen| seen.is_still(page));
     unchanged.copied().unwrap_or_else(|| match queue.contents() {
         Some(found) => Seen {
             counts: Counts::of(&found.ledger.unwrap_or_default()),
             queued: found.queued_events(),
             started_at: page.started_at,
+            was_free: true,
         },
         None => seen_on(page, queue),
     })
@@ -392,4 +403,18 @@ fn seen_in(page: &queue::Predecessor, queue: &QueueDir, before: &BTreeMap<PathBu
 /// Whether the page says that this process has the queue, where the system does not say who holds the lock.
 fn is_ours(page: &queue::Predecessor, own: u32) -> bool {
     page.pid == u64::from(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_owner_had_is_read_again_when_it_is_gone() {
+        let page = queue::Predecessor { existed: true, started_at: 7, ..Default::default() };
+        let free = Seen { started_at: 7, was_free: true, ..Seen::default() };
+        assert!(free.is_still(&page));
+        assert!(!Seen { was_free: false, ..free }.is_still(&page), "its owner may have written more before it died");
+        assert!(!free.is_still(&queue::Predecessor { started_at: 8, ..page }));
+    }
 }

@@ -15,6 +15,7 @@ use serde_json::Value;
 use sink::Answer;
 
 use crate::apart::{NOBODY, apart, apart_to_death};
+use crate::deployment::copy_dir;
 use crate::fixture::{Fixture, PATIENCE, Place, eventually, take, tool_for_everybody};
 
 const TOOL: &str = env!("CARGO_BIN_EXE_posthog-queue");
@@ -272,23 +273,36 @@ fn no_byte_of_the_page_hides_events_that_wait() {
 fn the_damaged_page_of_a_living_owner_is_not_believed() {
     let fixture = Fixture::new();
     fixture.sink.stop();
-    // Nothing happens by itself for as long as the test takes.
-    let client = Client::new(fixture.config().flush_interval(PATIENCE * 60).flush_at(1000)).unwrap();
+    let client = fixture.client();
     eventually("the owner says how it is", || status(&fixture.queue).0["described_at_timestamp_seconds"].is_f64());
-    let page = fixture.shards()[0].join("status");
+    // A copy of which this process holds the lock, so that nobody writes it meanwhile.
+    let copy = fixture.folder().join("copy");
+    let take_copy = || {
+        let _ = fs::remove_dir_all(&copy);
+        copy_dir(&fixture.queue, &copy);
+        let shard = copy.join(fixture.shards()[0].strip_prefix(&fixture.queue).unwrap());
+        let lock = fs::File::options().write(true).open(shard.join("lock")).unwrap();
+        lock.lock().unwrap();
+        (shard, lock)
+    };
+    let mut copied = take_copy();
+    // Words may have been written while they were copied.
+    eventually("a copy with whole words", || {
+        copied = take_copy();
+        state(&status(&copy).0) == ("fine", "")
+    });
+    let page = copied.0.join("status");
+    let words = fs::read(&page).unwrap();
     // Storage is closed, no events have been delivered, and as many were accepted.
     for (word, by) in [(143, 3), (12, 1), (11, 1 << 5)] {
-        use std::os::unix::fs::FileExt;
-        let file = fs::File::options().read(true).write(true).open(&page).unwrap();
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, word * 8).unwrap();
-        file.write_all_at(&[byte[0] ^ by], word * 8).unwrap();
-        let (found, code) = status(&fixture.queue);
+        let mut damaged = words.clone();
+        damaged[word * 8] ^= by;
+        fs::write(&page, damaged).unwrap();
+        let (found, code) = status(&copy);
         assert_eq!((state(&found), code), (("unknown", "page_damaged"), Some(2)), "word {word}: {found}");
-        file.write_all_at(&byte, word * 8).unwrap();
-        let (found, _) = status(&fixture.queue);
-        assert_eq!(state(&found), ("fine", ""), "word {word}: {found}");
     }
+    fs::write(&page, words).unwrap();
+    assert_eq!(state(&status(&copy).0), ("fine", ""));
     take(&client, "goes on");
 }
 
