@@ -155,18 +155,24 @@ pub(super) fn lost(findings: &[Finding]) -> u64 {
     findings.iter().map(lost).fold(0, u64::saturating_add)
 }
 
+fn behind(doubt: Option<&String>) -> String {
+    doubt.map_or(String::new(), |doubt| format!("; {doubt}"))
+}
+
 fn note(finding: &Finding) -> Option<String> {
     Some(match finding {
         // `repair` asks for this; the reason that the store gives is another one.
-        Finding::Salvaged { path, lost, .. } if path.ends_with("queue.redb") => {
+        Finding::Salvaged { path, lost, doubt, .. } if path.ends_with("queue.redb") => {
             format!(
-                "the store was replaced; {} of it lost; the old one is kept as {}",
+                "the store was replaced; {} of it lost; the old one is kept as {}{}",
                 wording::count(*lost, "event"),
-                path.display()
+                path.display(),
+                behind(doubt.as_ref())
             )
         }
-        Finding::Salvaged { path, why, lost } => {
-            format!("{why}: it is kept as {}; {} lost", path.display(), wording::count(*lost, "event"))
+        Finding::Salvaged { path, why, lost, doubt } => {
+            let lost = wording::count(*lost, "event");
+            format!("{why}: it is kept as {}; {lost} lost{}", path.display(), behind(doubt.as_ref()))
         }
         Finding::Missing { events, after_restart: true } => {
             format!("{} lost when the machine went down before the disk had them", wording::count(*events, "event"))

@@ -255,7 +255,10 @@ pub(super) fn avoided_at_start(skipped: Vec<(u32, String)>, now: Instant) -> Avo
 impl From<Finding> for Diagnostic {
     fn from(finding: Finding) -> Self {
         match finding {
-            Finding::Salvaged { path, why, lost } => Diagnostic::QueueSalvaged { path, why, lost },
+            Finding::Salvaged { path, why, lost, doubt } => {
+                let why = [Some(why), doubt].into_iter().flatten().collect::<Vec<_>>().join("; ");
+                Diagnostic::QueueSalvaged { path, why, lost }
+            }
             Finding::Missing { events, after_restart } => Diagnostic::EventsLost { events, after_restart },
             Finding::NotCheckpointed { error } => {
                 let why = explain_queue(&Disk::default(), &error);

@@ -27,6 +27,8 @@ pub(crate) enum Finding {
         why: String,
         /// Events that could not be recovered.
         lost: u64,
+        /// What that number does not say.
+        doubt: Option<String>,
     },
     /// Accepted events that are nowhere: damaged, or lost in a power cut before they were synced.
     Missing {
@@ -93,7 +95,7 @@ impl Queue {
         let mut findings: Vec<Finding> = found
             .damaged_files
             .iter()
-            .map(|(path, why)| Finding::Salvaged { path: path.clone(), why: (*why).to_owned(), lost: 0 })
+            .map(|(path, why)| Finding::Salvaged { path: path.clone(), why: (*why).to_owned(), lost: 0, doubt: None })
             .collect();
 
         let mut store = store_options(options, &before);
@@ -194,11 +196,12 @@ fn store_options(options: &QueueOptions, before: &Predecessor) -> StoreOptions {
 
 fn report_damage(report: &OpenReport, findings: &mut Vec<Finding>) {
     if let Some((path, why)) = &report.refused {
-        findings.push(Finding::Salvaged { path: path.clone(), why: why.clone(), lost: 0 });
+        findings.push(Finding::Salvaged { path: path.clone(), why: why.clone(), lost: 0, doubt: None });
     }
     if let Some(path) = &report.damaged_file {
         let why = report.damage.clone().unwrap_or_default();
-        findings.push(Finding::Salvaged { path: path.clone(), why, lost: report.lost_events });
+        let doubt = report.doubt.clone();
+        findings.push(Finding::Salvaged { path: path.clone(), why, lost: report.lost_events, doubt });
     } else if report.lost_events > 0 {
         findings.push(Finding::Missing { events: report.lost_events, after_restart: false });
     }

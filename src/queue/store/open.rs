@@ -24,6 +24,8 @@ pub(crate) struct OpenReport {
     /// The path to which a damaged file was moved.
     pub(crate) damaged_file: Option<PathBuf>,
     pub(crate) damage: Option<String>,
+    /// What the counts do not say, if something is in the new file that may have been removed before.
+    pub(crate) doubt: Option<String>,
     /// A replacement of the store, left by an earlier owner, that cannot be used: its new path, and why. The store is as
     /// it was.
     pub(crate) refused: Option<(PathBuf, String)>,
@@ -144,10 +146,7 @@ fn rebuild_from(place: &StoreDir, report: &mut OpenReport) -> Result<Salvaged, S
         report.lost_events = state.ledger.damaged.saturating_sub(damaged_before);
     }
     report.lost_events = report.lost_events.saturating_add(state.ledger.lose_dead(salvaged.dead_lost));
-    if let Some(doubt) = doubt(&salvaged) {
-        let why = report.damage.take().unwrap_or_else(|| BAD_PAGES.to_owned());
-        report.damage = Some(format!("{why}; {doubt}"));
-    }
+    report.doubt = doubt(&salvaged);
     rebuild.finish(&place.options.project, state)?;
     Ok(salvaged)
 }
