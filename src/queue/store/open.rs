@@ -130,7 +130,9 @@ fn rebuild_from(place: &StoreDir, report: &mut OpenReport) -> Result<Salvaged, S
     let meta = salvage.meta()?;
     meta.refuse_foreign(&place.options.project)?;
     let mut rebuild = Rebuild::begin(place)?;
-    let salvaged = salvage.copy_into(&mut rebuild)?;
+    let mut salvaged = salvage.copy_into(&mut rebuild)?;
+    // Of a row that is torn they are fewer than its head says.
+    salvaged.unsure_events = salvaged.unsure_events.min(rebuild.found.ledger.queued_events);
 
     // Without its state, the file has no epoch either. An arena that was checkpointed is marked free in the arena
     // itself.
