@@ -200,7 +200,7 @@ impl Drain {
     }
 
     /// As [`begin`](Self::begin), with the host and the key of the queues, which their directory has as its name. They are
-    /// needed where no store tells them any more.
+    /// needed if the project cannot be read from any store.
     pub fn begin_for(queue: &QueueDir, api_key: &str, host: &str, settings: Config) -> Result<Self, InspectError> {
         Self::begin_as(queue, queue.project_told(Some((host, api_key)))?, settings)
     }

@@ -7,7 +7,7 @@
 //!
 //! What stands beside the properties is read as PostHog reads it: `$set` and `$set_once` are merged into those of the
 //! properties, and an event without a time is from the moment at which it was sent (`sent_at`), less its `offset`. Fields
-//! that have no place in the queue are counted ([`Seen`]), so that the operator is told.
+//! that have no place in the queue are counted ([`Seen`]) and reported.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -112,7 +112,7 @@ pub struct QueueStatus {
     /// Whether words of the status page do not match their check, and its owner does not write them just now.
     #[serde(skip)]
     pub(super) is_page_damaged: bool,
-    /// Whether `repair` has to be told whose events these are.
+    /// Whether `repair` needs the host and the key of the project.
     #[serde(skip)]
     pub(super) needs_project: bool,
     #[serde(skip)]

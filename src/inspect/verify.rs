@@ -38,7 +38,7 @@ pub struct Verification {
     pub lost_events: u64,
     /// What is wrong.
     pub problems: Vec<Problem>,
-    /// Whether [`repair`](QueueDir::repair) has to be told the host and the key, because neither the queue nor another one
+    /// Whether [`repair`](QueueDir::repair) needs the host and the key, because neither the queue nor another one
     /// of its project says them.
     pub needs_project: bool,
     /// Problems that are not listed, because they are too many.

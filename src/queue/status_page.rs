@@ -42,8 +42,8 @@ const EPOCH_MAX: u64 = 1 << 48;
 /// After this many owners in a row died while opening the store, its file is no longer trusted.
 pub(crate) const DEATHS_MAX: u64 = 3;
 
-/// How often a page that seems damaged is read before that is believed: its owner may be writing it. The owner is between
-/// two words for some nanoseconds.
+/// How often a page that seems damaged is read before that is believed: its owner may be writing it. That takes
+/// nanoseconds, unless the owner is preempted between two words.
 const READS: u32 = 4;
 const BETWEEN_READS: Duration = Duration::from_millis(1);
 

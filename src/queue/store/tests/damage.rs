@@ -213,7 +213,7 @@ fn without_its_header_a_file_is_searched_for_its_rows() {
     let (dir, _path) = store_of(&bytes);
     let (store, report) = Store::open(&Disk::default(), dir.path(), &options(), 1).unwrap();
     let found: BTreeSet<u64> = read_all(&store).chunks.iter().map(|chunk| chunk.key.first_seq).collect();
-    // Rows that were delivered may be back: nothing tells that their pages are free.
+    // Rows that were delivered may be back: the file does not say which pages are free.
     let waiting = (0..12).filter(|n| ![0, 5].contains(n)).map(|n| n * 10 + 1);
     assert!(waiting.into_iter().all(|seq| found.contains(&seq)), "{found:?}");
     assert_eq!((report.lost_events, store.ledger().accepted), (0, before.accepted));
